@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+KERNELS := $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/xmplug-*/pyproject.toml))
+
+# .venv with everything installed is made on the way; what has not changed is not made again.
+.PHONY: help demo test lint bench clean
+
+help: ## what can be made
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+demo: $(VENV)/.installed ## train AttentionXML on the bundled corpus, evaluate it, tag unseen texts
+	$(BIN)/xmplug train --plugin attentionxml --preset demo --data debtags --out runs/demo
+	$(BIN)/python -m xmplug.cli demo
+
+test: $(VENV)/.installed ## run the tests
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(KERNELS)
+
+bench: $(VENV)/.installed ## measure the kernels
+	$(BIN)/python -m pytest -q bench --benchmark-only --benchmark-disable-gc \
+		--benchmark-group-by=func,param:size --benchmark-columns=min,median,rounds
+
+clean: ## remove everything made here, the virtual environment too
+	rm -rf $(VENV) build dist *.egg-info plugins/*/*.egg-info xmplug/*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.dependencies: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement constraints.txt
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.dependencies pyproject.toml setup.py $(KERNELS) $(PLUGINS:%=%/pyproject.toml)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt \
+		--editable . $(PLUGINS:%=--editable %)
+	touch $@

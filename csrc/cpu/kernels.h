@@ -1,0 +1,32 @@
+// CPU kernels: pointers and sizes in, no Python and no PyTorch. All arrays are dense and row-major, owned by the
+// caller, and already checked. Results do not depend on `threads`.
+#pragma once
+
+#include <cstdint>
+
+namespace xmplug {
+
+// The k best of each row's nodes by score = sigmoid(logit) * parent, best first, ties by smaller node. A negative node
+// is padding; a node that is there twice is taken once, with its best score. A score that is not above 0, NaN included,
+// is 0. `columns` says where in the row each came from. Places without a node get score 0, node -1, column -1.
+template <class Real>
+void beam_step(const Real* logits, const int64_t* nodes, const Real* parents, int64_t rows, int64_t width, int64_t k,
+               Real* scores, int64_t* best, int64_t* columns, int threads);
+
+// Sums over the documents that have true labels, for each of `num_cutoffs` cutoffs (ascending), into
+// sums[cutoff][8] = {precision, nDCG, recall, R-precision, propensity-scored hits, their best, propensity-scored DCG,
+// its best}; the last four stay 0 where inverse_propensity is null. Returns the number of those documents.
+int64_t ranking_sums(const int64_t* top, int64_t rows, int64_t width, const int64_t* indptr, const int64_t* indices,
+                     const double* inverse_propensity, const int64_t* cutoffs, int64_t num_cutoffs, double* sums,
+                     int threads);
+
+// Balanced spherical 2-means on each segment order[begin[s], end[s]) of labels: afterwards its two clusters are
+// order[begin[s], middle[s]) and order[middle[s], end[s]), each in ascending label order, as they must be on entry.
+// Clusters start from the two labels at order[begin[s] + first[s]] and order[begin[s] + second[s]]. `scale` holds one
+// over the norm of each label's features (0 for a label without any).
+void split_segments(const int64_t* indptr, const int32_t* indices, const float* values, const double* scale,
+                    int64_t num_features, int64_t num_labels, int64_t* order, const int64_t* begin,
+                    const int64_t* middle, const int64_t* end, const int64_t* first, const int64_t* second,
+                    int64_t num_segments, int rounds, int threads);
+
+}  // namespace xmplug

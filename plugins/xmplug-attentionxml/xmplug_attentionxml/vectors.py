@@ -1,0 +1,155 @@
+"""Initial word vectors (AttentionXML section 2.4.1 takes 300-dimensional GloVe).
+
+Out-of-vocabulary rule: a word that a file does not know in lower case is looked up capitalised, then in upper case;
+a word found in no form gets a random vector with the mean and the spread of the vectors found. The unknown word is
+their mean, padding is zero.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from xmplug import ConfigError, DataError
+from xmplug.data import Corpus, Tokenizer
+
+from . import BiLSTMConfig
+
+_SPECIAL = 2  # padding and unknown
+
+
+def word_vectors(config: BiLSTMConfig, tokenizer: Tokenizer, corpus: Corpus) -> Tensor:
+    """(words, D) float32 vectors of the tokenizer's vocabulary, from the source that `config.vectors` names.
+
+    Raises ConfigError when a needed package is missing; DataError for a file that holds no vectors.
+    """
+    words = tokenizer.vocabulary()
+    seed = corpus.task.seed
+    if config.vectors == "random":
+        found: dict[str, np.ndarray] = {}
+    elif config.vectors == "corpus":
+        found = _word2vec(config, tokenizer, corpus)
+    elif config.vectors.startswith("transformer:"):
+        found = _transformer(config.vectors.removeprefix("transformer:"), words[_SPECIAL:])
+    else:
+        found = _file(Path(config.vectors), words)
+    return torch.from_numpy(_table(words, found, config.vector_size, seed))
+
+
+def _table(words: list[str], found: dict[str, np.ndarray], size: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    known = np.stack(list(found.values())) if found else None
+    if known is not None:
+        size, mean, spread = known.shape[1], known.mean(axis=0), known.std(axis=0)
+    else:
+        mean, spread = np.zeros(size), np.full(size, 0.1)
+    table = rng.normal(mean, spread, size=(len(words), size)).astype(np.float32)
+    for place, word in enumerate(words):
+        if word in found:
+            table[place] = found[word]
+    table[0], table[1] = 0, mean
+    return table
+
+
+def _word2vec(config: BiLSTMConfig, tokenizer: Tokenizer, corpus: Corpus) -> dict[str, np.ndarray]:
+    """Skip-gram word2vec of the training texts; one worker, so that a seed gives one result."""
+    from gensim.models import Word2Vec
+
+    words = tokenizer.vocabulary()
+    sentences = _Sentences(config, tokenizer, corpus, words)
+    model = Word2Vec(vector_size=config.vector_size, min_count=1, workers=1, seed=corpus.task.seed, sg=1, epochs=5)
+    model.build_vocab(sentences)
+    if not len(model.wv):
+        return {}
+    model.train(sentences, total_examples=model.corpus_count, epochs=model.epochs)
+    return {word: model.wv[word] for word in model.wv.index_to_key if word != words[1]}
+
+
+class _Sentences:
+    """Texts as lists of words, read again for each pass."""
+
+    def __init__(self, config: BiLSTMConfig, tokenizer: Tokenizer, corpus: Corpus, words: list[str]):
+        self.config, self.tokenizer, self.corpus, self.words = config, tokenizer, corpus, words
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for ids in self.tokenizer.encode(self._texts(), self.config.max_tokens):
+            yield [self.words[place] for place in ids]
+
+    def _texts(self) -> Iterator[str]:
+        yield from self.corpus.documents.texts()
+        if self.config.unlabelled is not None:
+            try:
+                with open(self.config.unlabelled, encoding="utf-8") as file:
+                    yield from file
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"unlabelled texts cannot be read: {error}", self.config.unlabelled) from error
+
+
+def _transformer(name: str, words: list[str]) -> dict[str, np.ndarray]:
+    """Mean of the last states over a word's pieces, for each word on its own."""
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError:
+        raise ConfigError(
+            "vectors 'transformer:...' need the package transformers: pip install 'xmplug-attentionxml[transformer]'"
+        ) from None
+    try:
+        tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name).eval()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load the encoder {name!r}: {error}; give a local folder or a hub name") from error
+    vectors = {}
+    with torch.inference_mode():
+        for start in range(0, len(words), 256):
+            part = words[start : start + 256]
+            inputs = tokenizer(part, padding=True, truncation=True, max_length=32, return_tensors="pt")
+            mask = inputs["attention_mask"][:, :, None]
+            states = (model(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)
+            vectors.update(zip(part, states.float().numpy()))
+    return vectors
+
+
+def _file(path: Path, words: list[str]) -> dict[str, np.ndarray]:
+    """Vectors of `words` from GloVe text, word2vec text or binary, or fastText text or binary."""
+    if not path.is_file():
+        raise DataError("no vectors: the file does not exist; say corpus, random, transformer:NAME or a file", path)
+    keyed = _open(path)
+    found = {}
+    for word in words[_SPECIAL:]:
+        for form in (word, word.capitalize(), word.upper()):
+            if form in keyed.key_to_index:
+                found[word] = np.asarray(keyed[form], dtype=np.float32)
+                break
+    if not found:
+        raise DataError("knows none of the words of the training texts; is it of their language?", path)
+    return found
+
+
+def _open(path: Path):  # type: ignore[no-untyped-def]
+    from gensim.models import KeyedVectors
+    from gensim.models.fasttext import load_facebook_vectors
+
+    try:
+        with open(path, "rb") as file:
+            head = file.readline(1 << 16)
+        if head[:4] == b"\xba\x16\x4f\x2f":  # fastText's magic number, little endian
+            return load_facebook_vectors(str(path))
+        header = re.fullmatch(rb"\s*\d+ \d+\s*", head) is not None
+        return KeyedVectors.load_word2vec_format(str(path), binary=header and _is_binary(path), no_header=not header)
+    except (ValueError, EOFError, UnicodeDecodeError, NotImplementedError, IndexError) as error:
+        raise DataError(f"holds no word vectors ({error}); GloVe, word2vec and fastText files are read", path) from error
+
+
+def _is_binary(path: Path) -> bool:
+    """Whether a word2vec file with a header is of the binary kind: its first entry is not text with numbers."""
+    with open(path, "rb") as file:
+        size = int(file.readline().split()[1])
+        entry = file.readline(1 << 20)
+    try:
+        fields = entry.decode("utf-8").split()
+        return len([float(field) for field in fields[-size:]]) != size
+    except ValueError:
+        return True

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from xmplug import ops
+from xmplug.errors import KernelError
+
+
+def by_hand(states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None) -> np.ndarray:
+    """The definition, one number at a time, in float64."""
+    x, q = states.detach().double().numpy(), queries.detach().double().numpy()
+    if candidates is None:
+        candidates = torch.arange(len(q)).expand(len(x), len(q))
+    out = np.zeros((*candidates.shape, x.shape[2]))
+    for b, row in enumerate(candidates.tolist()):
+        tokens = x[b][mask[b].numpy()]
+        for c, label in enumerate(row):
+            if label >= 0 and len(tokens):
+                weight = np.exp(tokens @ q[label] - (tokens @ q[label]).max())
+                out[b, c] = (weight / weight.sum()) @ tokens
+    return out
+
+
+def example(
+    b: int, t: int, d: int, labels: int, c: int | None, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(b, t, d, generator=generator)
+    mask = torch.rand(b, t, generator=generator) < 0.7
+    queries = torch.randn(labels, d, generator=generator)
+    candidates = None if c is None else torch.randint(-1, labels, (b, c), generator=generator)
+    return states, mask, queries, candidates
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    b=st.integers(0, 4),
+    t=st.integers(0, 6),
+    d=st.integers(1, 5),
+    labels=st.integers(1, 7),
+    c=st.none() | st.integers(0, 9),
+    seed=st.integers(0, 1000),
+)
+def test_is_its_definition(b: int, t: int, d: int, labels: int, c: int | None, seed: int) -> None:
+    inputs = example(b, t, d, labels, c, seed)
+    out = ops.label_attention(*inputs)
+    assert out.shape == (b, labels if c is None else c, d)
+    np.testing.assert_allclose(out.numpy(), by_hand(*inputs), atol=2e-5)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    states, mask, queries, candidates = example(3, 8, 4, 6, 5)
+    out = ops.label_attention(states * 40, mask, queries * 40, candidates)
+    np.testing.assert_allclose(
+        out.numpy(), by_hand(states * 40, mask, queries * 40, candidates), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("c", [None, 5])
+def test_gradients(c: int | None) -> None:
+    states, mask, queries, candidates = example(3, 5, 3, 6, c)
+    mask[1] = False
+    states, queries = states.double().requires_grad_(), queries.double().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda s, q: ops.label_attention(s, mask, q, candidates), (states, queries)
+    )
+
+
+@pytest.mark.parametrize("c", [None, 5])
+def test_what_is_not_there_gives_zero_and_no_gradient(c: int | None) -> None:
+    states, mask, queries, candidates = example(3, 5, 3, 6, c)
+    mask[1] = False
+    mask[0, 3:] = False
+    states[0, 3:] = float("nan")
+    states[1] = float("inf")
+    if candidates is not None:
+        candidates[2] = -1
+    states.requires_grad_()
+    queries.requires_grad_()
+    out = ops.label_attention(states, mask, queries, candidates)
+    out.square().sum().backward()
+    assert torch.equal(out[1], torch.zeros_like(out[1]))
+    assert states.grad is not None
+    assert queries.grad is not None
+    assert states.grad.isfinite().all()
+    assert queries.grad.isfinite().all()
+    assert torch.equal(states.grad[1], torch.zeros(5, 3))
+    assert torch.equal(states.grad[0, 3:], torch.zeros(2, 3))
+    if candidates is not None:
+        assert torch.equal(out[2], torch.zeros_like(out[2]))
+        assert torch.equal(states.grad[2], torch.zeros(5, 3))
+
+
+def test_sparse_gradient_has_the_candidates_rows_only() -> None:
+    states, mask, queries, _ = example(2, 5, 3, 50, None)
+    candidates = torch.tensor([[7, 31, 7, -1], [-1, -1, 40, 7]])  # with a repeated one
+    grads = []
+    for sparse_grad in (False, True):
+        rows = queries.clone().requires_grad_()
+        ops.label_attention(states, mask, rows, candidates, sparse_grad=sparse_grad).sum().backward()
+        assert rows.grad is not None
+        grads.append(rows.grad)
+    assert grads[1].is_sparse
+    assert set(grads[1].coalesce().indices()[0].tolist()) == {7, 31, 40}
+    torch.testing.assert_close(grads[1].to_dense(), grads[0])
+
+
+def test_only_padded_candidates() -> None:
+    states, mask, queries, _ = example(2, 3, 3, 4, None)
+    out = ops.label_attention(states, mask, queries, torch.full((2, 3), -1))
+    assert torch.equal(out, torch.zeros(2, 3, 3))
+
+
+def test_repeated_candidates_agree() -> None:
+    states, mask, queries, _ = example(2, 5, 3, 6, None)
+    out = ops.label_attention(states, mask, queries, torch.tensor([[4, 2, 4], [0, 0, 0]]))
+    torch.testing.assert_close(out[0, 0], out[0, 2])
+    torch.testing.assert_close(out[1, 0], out[1, 2])
+
+
+def test_non_contiguous_inputs() -> None:
+    states, mask, queries, candidates = example(4, 6, 6, 8, 5)
+    assert candidates is not None
+    strided = states.transpose(0, 1)[::2, :, ::2].transpose(0, 1)
+    inputs = (strided, mask[:, ::2], queries[:, ::2], candidates.t().contiguous().t())
+    np.testing.assert_allclose(ops.label_attention(*inputs).numpy(), by_hand(*inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("c", [None, 5])
+def test_bfloat16_autocast(c: int | None) -> None:
+    states, mask, queries, candidates = example(3, 6, 8, 10, c)
+    mask[0] = False
+    states.requires_grad_()
+    queries.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.label_attention(states, mask, queries, candidates)
+    out.float().sum().backward()
+    np.testing.assert_allclose(
+        out.detach().float().numpy(), by_hand(states, mask, queries, candidates), atol=0.1
+    )
+    assert states.grad is not None
+    assert states.grad.isfinite().all()
+    assert queries.grad is not None
+    assert queries.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("c", [None, 5])
+def test_compiles_without_graph_breaks(c: int | None) -> None:
+    states, mask, queries, candidates = example(3, 6, 4, 8, c)
+    compiled = torch.compile(ops.label_attention, fullgraph=True, backend="aot_eager")
+    grads = []
+    for function in (ops.label_attention, compiled):
+        rows = queries.clone().requires_grad_()
+        out = function(states, mask, rows, candidates)
+        out.square().sum().backward()
+        grads.append((out.detach(), rows.grad))
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.usefixtures("restore_threads")
+def test_threads_do_not_matter() -> None:
+    inputs = example(8, 40, 32, 300, None)
+    outs = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        outs.append(ops.label_attention(*inputs))
+    torch.testing.assert_close(outs[0], outs[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mask": torch.ones(2, 4, dtype=torch.bool)},
+        {"queries": torch.zeros(6, 4)},
+        {"candidates": torch.zeros(3, 2, dtype=torch.int64)},
+        {"states": torch.zeros(2, 5)},
+    ],
+)
+def test_shapes_that_do_not_fit(change: dict[str, Tensor]) -> None:
+    states, mask, queries, candidates = example(2, 5, 3, 6, 4)
+    inputs = {"states": states, "mask": mask, "queries": queries, "candidates": candidates, **change}
+    with pytest.raises(KernelError, match="label_attention"):
+        ops.label_attention(**inputs)  # type: ignore[arg-type]

@@ -1,0 +1,38 @@
+"""xmplug: a plugin-based framework for extreme multi-label text classification."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError, DataError, PluginError, ResourceError, RunError, XmplugError
+from .hookspecs import hookimpl
+from .recipe import Component, ComponentConfig, Paper, Recipe
+
+if TYPE_CHECKING:
+    from .api import load, train
+
+__version__ = "0.1.0"
+__all__ = [
+    "Component",
+    "ComponentConfig",
+    "ConfigError",
+    "DataError",
+    "Paper",
+    "PluginError",
+    "Recipe",
+    "ResourceError",
+    "RunError",
+    "XmplugError",
+    "hookimpl",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Plugins import this package for their declarations; torch comes in with the first call of load or train.
+    if name in ("load", "train"):
+        from . import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

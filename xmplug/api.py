@@ -1,0 +1,91 @@
+"""The Python entry points: `xmplug.train` and `xmplug.load`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import resolve
+from .data import load_dataset
+from .errors import RunError
+from .inference import Tagger
+from .plugins import Plugins
+from .saving import MANIFEST, load_run, read_manifest, save_ensemble
+from .training import Listener, resumable_config
+from .training import train as train_run
+
+
+def load(run: str | Path, plugin_files: Sequence[str] = ()) -> Tagger:
+    """A finished run, ready to predict: `xmplug.load("runs/x").predict(["a text"], k=5)`.
+
+    run: the folder that training wrote. plugin_files: Python files of single-file plugins that the run needs.
+    Raises RunError for a missing, unfinished or damaged run, PluginError for a missing plugin.
+    """
+    return load_run(run, Plugins().load(tuple(plugin_files)))
+
+
+def train(
+    plugin: str,
+    data: str | Path,
+    out: str | Path,
+    *,
+    preset: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    data_format: str | None = None,
+    labels: str | Path | None = None,
+    dev_fraction: float = 0.1,
+    plugin_files: Sequence[str] = (),
+    listener: Listener | None = None,
+    ensemble: int = 1,
+) -> Tagger:
+    """Train a model and return it, ready to predict.
+
+    plugin: a recipe, e.g. "attentionxml". data: a corpus by name, a folder or a file (see `load_dataset`). out: a
+    folder that does not exist yet. preset: one of the recipe's. options: dotted names and values, e.g.
+    {"training.epochs": 3, "loss": "core:bce"}. config: content of a configuration file. dev_fraction: share of the
+    training texts that chooses the weights where the data bring no dev split. ensemble: number of models with seeds of
+    their own, each a run in out/member-N; members that are complete already are kept.
+
+    Raises XmplugError for everything that can be wrong with the arguments or the data, before training starts.
+    """
+    plugins = Plugins().load(tuple(plugin_files))
+    overrides = dict(options or {})
+    resolved = resolve(plugins, plugin, preset=preset, file=config, overrides=overrides.items())
+    source = {
+        "spec": str(data) if Path(data).suffix == "" and not Path(data).exists() else str(Path(data).absolute()),
+        "format": data_format,
+        "labels": None if labels is None else str(Path(labels).absolute()),
+        "dev_fraction": dev_fraction,
+    }
+    dataset = load_dataset(**source)
+    if ensemble == 1:
+        train_run(resolved, plugins, dataset, out, source=source, listener=listener)
+        return load_run(out, plugins)
+    seed = resolved.training.seed
+    members = [f"member-{number}" for number in range(ensemble)]
+    for number, member in enumerate(members):
+        folder = Path(out) / member
+        begun = (folder / MANIFEST).exists()
+        if begun and read_manifest(folder)["state"] == "complete":
+            continue
+        overrides["training.seed"] = seed + number
+        resolved = resolve(plugins, plugin, preset=preset, file=config, overrides=overrides.items())
+        train_run(resolved, plugins, dataset, folder, source=source, resume=begun, listener=listener)
+    save_ensemble(Path(out), members)
+    return load_run(out, plugins)
+
+
+def resume(run: str | Path, plugin_files: Sequence[str] = (), listener: Listener | None = None) -> Tagger:
+    """Go on with a training that was stopped or killed; it ends with the numbers it would have had.
+
+    Raises RunError when there is nothing to resume or the data have changed.
+    """
+    if not Path(run).is_dir():
+        raise RunError(f"no run at {str(run)!r}: the folder does not exist; give the --out of a training")
+    plugins = Plugins().load(tuple(plugin_files))
+    config, data = resumable_config(run, plugins)
+    source = data["source"]
+    train_run(config, plugins, load_dataset(**source), run, source=source, resume=True, listener=listener)
+    return load_run(run, plugins)

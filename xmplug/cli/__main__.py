@@ -1,0 +1,5 @@
+"""`python -m xmplug.cli`."""
+
+from . import main
+
+main()

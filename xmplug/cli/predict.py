@@ -1,0 +1,89 @@
+"""`xmplug predict`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import tee
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import plugin_option
+
+if TYPE_CHECKING:
+    from ..inference import Explanation, Prediction
+
+
+@click.command("predict")
+@click.argument("run")
+@click.option("--input", "source", default="-", show_default=True, help="Corpus file, or lines of text; - reads standard input.")
+@click.option("--k", type=click.IntRange(1), default=5, show_default=True, help="Labels for each text.")
+@click.option("--threshold", type=click.FloatRange(0, 1), default=0.0, help="Leave out labels with a lower score.")
+@click.option("--format", "shape", type=click.Choice(["text", "jsonl", "tsv"]), default="jsonl", show_default=True)
+@click.option("--explain", is_flag=True, help="Show the words with the most attention for each label.")
+@plugin_option
+def command(
+    run: str, source: str, k: int, threshold: float, shape: str, explain: bool, plugin_files: tuple[str, ...]
+) -> None:
+    """Label texts with the model in RUN, best labels first.
+
+    A score is the model's probability that the label applies to the text: the sigmoid of the label's logit, in a tree
+    times those of the nodes on the path to it; in an ensemble the mean over the members. Scores of different labels
+    are independent: they do not sum to 1.
+
+    text: for reading. jsonl: {"id", "labels": [{"label", "name", "score"}]}. tsv: id, label, name, score.
+    """
+    from ..api import load
+
+    tagger = load(run, plugin_files)
+    documents, again = tee(_documents(source))
+    if explain:
+        for name, text in documents:
+            found = [item for item in tagger.explain(text, k) if item.prediction.score >= threshold]
+            _print(shape, name, text, [item.prediction for item in found], found)
+    else:
+        for (name, text), predictions in zip(again, tagger.predict_stream((text for _, text in documents), k, threshold)):
+            _print(shape, name, text, predictions, [])
+
+
+def _documents(source: str) -> Iterator[tuple[str, str]]:
+    from ..data import read_documents
+    from ..errors import DataError
+
+    if source == "-":
+        for number, line in enumerate(sys.stdin, 1):
+            yield str(number), line.rstrip("\n")
+    elif source.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz")):
+        for document in read_documents(source):
+            yield document.id, document.text
+    else:
+        try:
+            with open(source, encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    yield str(number), line.rstrip("\n")
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}; give a file of texts or -", source) from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"is not UTF-8 ({error.reason}); convert it, e.g. with iconv", source) from error
+
+
+def _print(shape: str, name: str, text: str, predictions: list[Prediction], explained: list[Explanation]) -> None:
+    words = [[(word, round(weight, 4)) for word, _, _, weight in item.words] for item in explained]
+    if shape == "tsv":
+        for at, label in enumerate(predictions):
+            marked = [" ".join(word for word, _ in words[at])] if words else []
+            click.echo("\t".join([name, label.label, label.name, f"{label.score:.4f}", *marked]))
+    elif shape == "jsonl":
+        labels = [
+            {"label": label.label, "name": label.name, "score": round(label.score, 4)}
+            | ({"words": [{"word": word, "attention": weight} for word, weight in words[at]]} if words else {})
+            for at, label in enumerate(predictions)
+        ]
+        click.echo(json.dumps({"id": name, "labels": labels}, ensure_ascii=False))
+    else:
+        click.echo(f"{name}: {text[:100]}{'...' if len(text) > 100 else ''}")
+        for at, label in enumerate(predictions):
+            marked = "   " + ", ".join(f"{word} {weight:.2f}" for word, weight in words[at]) if words else ""
+            click.echo(f"    {label.score:.3f}  {label.name}{marked}")

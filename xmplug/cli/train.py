@@ -1,0 +1,93 @@
+"""`xmplug train`."""
+
+from __future__ import annotations
+
+import click
+
+from .options import Sections, config_layers, describe_options, recipe_options
+
+
+@click.command(
+    "train",
+    cls=Sections,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+)
+@recipe_options
+@click.option("--data", help="Corpus: a bundled or fetched name, a folder with train/dev/test files, or one file.")
+@click.option("--data-format", help="Format of the corpus, where it cannot be told from the files.")
+@click.option("--labels", help="Label file (JSON lines, TSV or SKOS) where the folder brings none.")
+@click.option(
+    "--dev-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.1,
+    show_default=True,
+    help="Share of the training texts that chooses the weights, where there is no dev file.",
+)
+@click.option("--out", help="Folder for the run; it must not exist yet.")
+@click.option("--ensemble", type=click.IntRange(1), default=1, show_default=True, help="Models with seeds of their own.")
+@click.option("--resume", "resumed", metavar="RUN", help="Go on with a stopped or killed training; all else is kept.")
+@click.option("-h", "--help", "show_help", is_flag=True, help="Show this; with --plugin, its options too.")
+@click.pass_context
+def command(
+    context: click.Context,
+    data: str | None,
+    data_format: str | None,
+    labels: str | None,
+    dev_fraction: float,
+    out: str | None,
+    ensemble: int,
+    resumed: str | None,
+    show_help: bool,
+    **recipe: str | None,
+) -> None:
+    """Train a model.
+
+    Every option of the method can be given by its dotted name, for example --training.epochs 3 or
+    --encoder.hidden 128; `xmplug train --plugin NAME --help` lists them.
+    """
+    if show_help:
+        click.echo(context.get_help())
+        click.echo(describe_options(recipe))
+        return
+    layers = config_layers(context, recipe)
+    if resumed is not None:
+        if recipe["plugin"] or data or out or layers.overrides:
+            raise click.UsageError("--resume RUN takes everything from the run; leave out the other options")
+        _resume(resumed, layers.plugin_files)
+        return
+    for name, value in (("--plugin", recipe["plugin"]), ("--data", data), ("--out", out)):
+        if value is None:
+            raise click.UsageError(f"{name} is missing; see `xmplug train --help`")
+
+    from ..api import train
+    from .progress import show_training
+
+    assert data is not None and out is not None
+    with show_training(out) as listener:
+        train(
+            layers.recipe,
+            data,
+            out,
+            preset=layers.preset,
+            options=dict(layers.overrides),
+            config=layers.file,
+            data_format=data_format,
+            labels=labels,
+            dev_fraction=dev_fraction,
+            plugin_files=layers.plugin_files,
+            listener=listener,
+            ensemble=ensemble,
+        )
+    click.echo(f"\nrun: {out}\nnext: xmplug evaluate {out}    or: xmplug predict {out} --input FILE")
+
+
+def _resume(run: str, plugin_files: tuple[str, ...]) -> None:
+    from ..api import resume
+    from .progress import show_training
+
+    with show_training(run) as listener:
+        resume(run, plugin_files, listener)
+    click.echo(f"\nrun: {run}\nnext: xmplug evaluate {run}    or: xmplug predict {run} --input FILE")
+
+

@@ -1,0 +1,97 @@
+"""Measuring a run on a split of a corpus, beside the popularity baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .data import load_dataset
+from .errors import DataError
+from .inference import Tagger
+from .metrics import Report, evaluate, popularity, propensity_constants
+from .plugins import Plugins
+from .saving import load_run, read_manifest
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """rows: a report by name, the baseline first. notes: what the reader of the figures must know."""
+
+    rows: dict[str, Report]
+    notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: report.as_dict() for name, report in self.rows.items()} | {"notes": self.notes}
+
+
+def evaluate_run(
+    run: str | Path,
+    data: str | Path | None = None,
+    *,
+    split: str = "test",
+    ks: Sequence[int] = (1, 3, 5),
+    data_format: str | None = None,
+    plugin_files: Sequence[str] = (),
+) -> Evaluation:
+    """Measure the model in `run` on `split` of `data`; without `data`, of the corpus it was trained on.
+
+    Labels that the model does not know stay in the truth. Raises DataError when the corpus has no such split, or
+    none of its labels is known to the model.
+    """
+    tagger = load_run(run, Plugins().load(tuple(plugin_files)))
+    source = {"spec": str(data), "format": data_format} if data is not None else training_source(Path(run))
+    documents = load_dataset(**source).split(split)
+    if not len(documents):
+        raise DataError(f"data {source['spec']!r} have no {split} split; give --split, or add the file {split}.jsonl")
+    return evaluate_documents(tagger, documents, str(source["spec"]), ks)
+
+
+def evaluate_documents(tagger: Tagger, documents: Any, name: str, ks: Sequence[int]) -> Evaluation:
+    """Measure `tagger` on documents with known labels. `name` of the corpus decides the propensity constants."""
+    labels = tagger.labels
+    truth = documents.targets(labels)
+    known = truth[:, : labels.num_trained]
+    if not known.nnz:
+        raise DataError(f"no label of {name!r} is known to the model; is it the corpus for this run?")
+    k = max(ks)
+    settings: dict[str, Any] = {"ks": tuple(ks), "propensity": propensity_constants(name)}
+    chunks = list(_ranked(tagger, documents, k))
+    predictions = (np.concatenate([top for top, _ in chunks]), np.concatenate([scores for _, scores in chunks]))
+    common, share = popularity(labels.counts[: labels.num_trained], k)
+    baseline = (np.tile(common, (len(documents), 1)), np.tile(share, (len(documents), 1)))
+    rows = {
+        "popularity": evaluate(baseline, truth, labels.counts, labels.num_documents, **settings),
+        "model": evaluate(predictions, truth, labels.counts, labels.num_documents, **settings),
+    }
+    notes = []
+    unlabelled = int((np.diff(truth.indptr) == 0).sum())
+    if unlabelled:
+        notes.append(f"{unlabelled} of {len(documents)} documents have no true label and are left out")
+    unknown = len(np.unique(truth.indices[truth.indices >= labels.num_trained]))
+    if unknown:
+        notes.append(f"{unknown} labels of this split have no training document; they count as missed")
+    return Evaluation(rows, notes)
+
+
+def training_source(run: Path) -> dict[str, Any]:
+    """The arguments of `load_dataset` that gave the data of a run, or of an ensemble's first member."""
+    content = read_manifest(run)
+    if "members" in content:
+        return training_source(run / content["members"][0])
+    source: dict[str, Any] = content["data"]["source"]
+    return source
+
+
+def _ranked(tagger: Tagger, documents: Any, k: int) -> Any:
+    chunk: list[str] = []
+    for text in documents.texts():
+        chunk.append(text)
+        if len(chunk) == 8192:
+            yield tagger.rank(chunk, k)
+            chunk = []
+    if chunk:
+        yield tagger.rank(chunk, k)

@@ -1,0 +1,226 @@
+"""Ranking the nodes of a level for many texts, and predicting the labels of new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from .data import LabelSet, TokenStore
+from .data.batches import inference_order, make_batch
+from .errors import ConfigError
+from .model import Model
+from .ops import beam_step
+
+_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The best nodes of one level for N texts, best first. nodes (N,k) int32, -1 = none; scores (N,k) float32."""
+
+    nodes: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A label for a text. score: the model's probability that the label applies (product along the tree's path)."""
+
+    label: str
+    name: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A prediction with the words that carried most of its attention: (word, start, end, weight), best first."""
+
+    prediction: Prediction
+    words: list[tuple[str, int, int, float]]
+
+
+def device() -> torch.device:
+    """Where models run: the first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def uses_bfloat16(precision: str) -> bool:
+    """Whether `training.precision` means bfloat16 on this machine."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(precision: str) -> AbstractContextManager[object]:
+    """The context in which a forward pass runs."""
+    if uses_bfloat16(precision):
+        return torch.autocast(device().type, torch.bfloat16)
+    return nullcontext()
+
+
+@torch.no_grad()
+def rank_level(
+    model: Model,
+    level: int,
+    store: TokenStore,
+    above: Ranked | None,
+    k: int,
+    on_batch: Callable[[int], None] | None = None,
+) -> Ranked:
+    """The `k` best nodes of `level` for each text of `store`, given those of the level above.
+
+    A node's score is its probability: sigmoid of its logit times the score of its parent (AttentionXML eq. 1).
+    """
+    module = model.level(level)
+    was_training = module.training
+    module.eval()
+    batch_size = model.config.training.batch_size
+    k = min(k, model.structure.level_size(level))
+    ranked = Ranked(np.full((len(store), k), -1, np.int32), np.zeros((len(store), k), np.float32))
+    where = device()
+    try:
+        for places in inference_order(store.lengths, batch_size):
+            batch = make_batch(store, places).to(where)
+            nodes = scores = None
+            if above is not None:
+                nodes = torch.from_numpy(above.nodes[places].astype(np.int64)).to(where)
+                scores = torch.from_numpy(above.scores[places]).to(where)
+            shortlist = model.structure.shortlist(level, batch, nodes, scores)
+            with autocast(model.config.training.precision):
+                logits = module(batch, shortlist).logits.float()  # (B,C)
+            if shortlist.nodes is None:
+                best, found = logits.sigmoid().topk(k)
+            else:
+                prior = torch.ones_like(logits) if shortlist.prior is None else shortlist.prior
+                best, found = beam_step(logits, shortlist.nodes, prior, k)
+            ranked.nodes[places] = found.cpu().numpy()
+            ranked.scores[places] = best.cpu().numpy()
+            if on_batch is not None:
+                on_batch(len(places))
+    finally:
+        module.train(was_training)
+    return ranked
+
+
+def rank_labels(model: Model, store: TokenStore, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Walk all levels. labels (N,k) int64, -1 = none, and scores (N,k) float32, best first."""
+    ranked: Ranked | None = None
+    for level in range(model.structure.num_levels):
+        last = level == model.structure.num_levels - 1
+        ranked = rank_level(model, level, store, ranked, k if last else model.structure.beam)
+    assert ranked is not None
+    return node_labels(model, ranked.nodes), ranked.scores
+
+
+def node_labels(model: Model, nodes: np.ndarray) -> np.ndarray:
+    """The labels (int64) of nodes of the last level; -1 stays."""
+    return np.where(nodes >= 0, model.structure.leaf_labels()[nodes], -1)
+
+
+class Predictor(Protocol):
+    """What predicts: a trained model, or an ensemble of them."""
+
+    labels: LabelSet
+
+    def rank(self, texts: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """labels (N,k) int64, -1 = none, and their scores (N,k) float32, best first."""
+
+
+class Tagger:
+    """Predicts labels of texts, with one or several trained models whose scores are averaged."""
+
+    def __init__(self, models: Sequence[Model]):
+        self.models = list(models)
+        self.labels = models[0].task.labels
+
+    def rank(self, texts: Sequence[str], k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+        """labels (N,k) int64, -1 = none, and their scores (N,k) float32, best first.
+
+        An ensemble sums the scores of its members (AttentionXML section 3.3) and divides by their number.
+        """
+        if k < 1:
+            raise ConfigError(f"asked for k={k} labels; k is at least 1")
+        # A label that is not in a member's list counts 0 there, so members give longer lists than asked.
+        depth = k if len(self.models) == 1 else max(10 * k, 50)
+        rankings = []
+        for model in self.models:
+            encoder = model.level(0).encoder
+            store = TokenStore.of_texts(encoder.tokenizer, texts, encoder.max_tokens)
+            rankings.append(rank_labels(model, store, depth))
+        return rankings[0] if len(rankings) == 1 else _mean(rankings, min(k, self.labels.num_trained))
+
+    def predict(self, texts: Sequence[str], k: int = 5, threshold: float = 0.0) -> list[list[Prediction]]:
+        """The `k` best labels of each text with a score of at least `threshold`, best first."""
+        if isinstance(texts, str):
+            raise ConfigError("predict takes a list of texts, found one string; write [text]")
+        labels, scores = self.rank(texts, k)
+        return [
+            [self._prediction(label, score) for label, score in zip(*row) if label >= 0 and score >= threshold]
+            for row in zip(labels, scores)
+        ]
+
+    def predict_stream(self, texts: Iterable[str], k: int, threshold: float = 0.0) -> Iterator[list[Prediction]]:
+        """`predict` for any number of texts, a few thousand at a time."""
+        source = iter(texts)
+        while chunk := list(islice(source, _CHUNK)):
+            yield from self.predict(chunk, k, threshold)
+
+    def explain(self, text: str, k: int = 5, words: int = 6) -> list[Explanation]:
+        """The `k` best labels of one text, each with the `words` words that carried most of its attention.
+
+        An ensemble is explained by its first member. Raises ConfigError when the method has no attention.
+        """
+        model = self.models[0]
+        last = model.structure.num_levels - 1
+        module = model.level(last).eval()
+        encoder = module.encoder
+        store = TokenStore.of_texts(encoder.tokenizer, [text], encoder.max_tokens)
+        predictions = self.predict([text], k)[0]
+        batch = make_batch(store, np.zeros(1, np.int64)).to(device())
+        leaves = np.argsort(model.structure.leaf_labels())
+        nodes = [[int(leaves[self.labels.index(prediction.label)]) for prediction in predictions]]
+        from .interfaces import Shortlist
+
+        with torch.no_grad():
+            shortlist = Shortlist(nodes=torch.tensor(nodes, dtype=torch.int64, device=batch.tokens.device))
+            weights = module.fusion.attention(encoder(batch), shortlist)  # (1,C,T)
+        if weights is None:
+            fusion = model.config.components["fusion"].id
+            raise ConfigError(f"--explain needs attention, and the fusion {fusion!r} has none")
+        spans = encoder.tokenizer.spans(text)[: store.lengths[0]]
+        return [
+            Explanation(prediction, _heaviest(text, spans, row, words))
+            for prediction, row in zip(predictions, weights[0].float().cpu().numpy())
+        ]
+
+    def _prediction(self, label: int, score: float) -> Prediction:
+        return Prediction(self.labels.ids[label], self.labels.names[label], float(score))
+
+
+def _heaviest(
+    text: str, spans: list[tuple[int, int]], weights: np.ndarray, words: int
+) -> list[tuple[str, int, int, float]]:
+    best = np.argsort(-weights[: len(spans)], kind="stable")[:words]
+    return [(text[slice(*spans[at])], *spans[at], float(weights[at])) for at in best]
+
+
+def _mean(rankings: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
+    texts = len(rankings[0][0])
+    labels, scores = np.full((texts, k), -1, np.int64), np.zeros((texts, k), np.float32)
+    for row in range(texts):
+        known = np.concatenate([ranking[0][row] for ranking in rankings])
+        found, place = np.unique(known, return_inverse=True)
+        total = np.bincount(place, np.concatenate([ranking[1][row] for ranking in rankings]).astype(np.float64))
+        total[found < 0] = -1.0
+        best = np.lexsort((found, -total))[:k]
+        best = best[found[best] >= 0]
+        labels[row, : len(best)], scores[row, : len(best)] = found[best], total[best] / len(rankings)
+    return labels, scores

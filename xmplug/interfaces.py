@@ -1,0 +1,216 @@
+"""What fills the four slots, and what flows between them.
+
+    tokens (B,T) -> Encoder -> Encoded -> LabelStructure -> Shortlist -> Fusion -> Scores -> Loss, or the top k
+
+B texts in a batch, T tokens in the longest of them, D numbers in a text vector, C candidates for a text. A structure
+has one level (flat) or several (tree); training and inference walk them from the top, so that any encoder, fusion and
+loss runs on any structure. Node ids count from 0 within their level; at the last level a node stands for a label.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .data import Corpus, LabelSet, Tokenizer
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a component may know of the problem when it is built.
+
+    The model's outputs are the labels 0 .. num_labels-1 of `labels`, those with a training document.
+    """
+
+    labels: LabelSet
+    seed: int
+
+    @property
+    def num_labels(self) -> int:
+        return self.labels.num_trained
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some texts. index (B,) int64: their places in the split; tokens (B,T) int64, 0 behind the end; lengths (B,)."""
+
+    index: Tensor
+    tokens: Tensor
+    lengths: Tensor
+    training: bool = False
+
+    @property
+    def mask(self) -> Tensor:
+        """(B,T) bool, True at a token."""
+        places = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return places[None, :] < self.lengths[:, None]
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.index, self.tokens.to(device), self.lengths.to(device), self.training)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Texts as vectors. pooled (B,D) or (B,n,D): one or n vectors for a text; states (B,T,D); mask (B,T) bool."""
+
+    mask: Tensor
+    states: Tensor | None = None
+    pooled: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """What to score for each text at one level.
+
+    nodes (B,C) int64, -1 = padding, or None: every node of the level, in order.
+    prior (B,C) float: probability of each candidate's parent, or None: 1.
+    context: label context by name, for fusions that ask for it.
+    """
+
+    nodes: Tensor | None = None
+    prior: Tensor | None = None
+    context: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """logits (B,C), one for each candidate; extras: anything a loss of the same plugin needs besides."""
+
+    logits: Tensor
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """True nodes of B texts at one level, CSR: text b has indices[indptr[b]:indptr[b+1]], ascending. Both int64."""
+
+    indptr: Tensor
+    indices: Tensor
+
+    def positions(self, shortlist: Shortlist) -> tuple[Tensor, Tensor]:
+        """(rows, columns) int64 of the true nodes among the candidates: where a dense target would hold a one."""
+        lengths = self.indptr.diff()
+        rows = torch.repeat_interleave(torch.arange(len(lengths), device=self.indices.device), lengths)
+        if shortlist.nodes is None:
+            return rows, self.indices
+        # One number for each (row, node) pair turns "which candidates are true" into one search in a sorted list.
+        nodes = shortlist.nodes
+        stride = max(int(self.indices.max()) if len(self.indices) else 0, int(nodes.max()) if nodes.numel() else 0) + 1
+        true = rows * stride + self.indices
+        if not len(true):
+            return rows, self.indices
+        asked = torch.arange(len(nodes), device=nodes.device)[:, None] * stride + nodes
+        found = true[torch.searchsorted(true, asked).clamp_(max=len(true) - 1)] == asked
+        hit_rows, hit_columns = (found & (nodes >= 0)).nonzero(as_tuple=True)
+        return hit_rows, hit_columns
+
+
+class Encoder(nn.Module, ABC):
+    """Turns the tokens of a text into vectors."""
+
+    tokenizer: Tokenizer
+    max_tokens: int
+    """Longer texts are cut here."""
+    size: int
+    """D, the length of a state or pooled vector."""
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, config: Any, corpus: Corpus) -> Encoder:
+        """A new encoder for these training texts (vocabulary, word vectors, pretrained weights)."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, config: Any, folder: Path) -> Encoder:
+        """The encoder whose files `save` wrote into `folder`; its weights are loaded afterwards."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what `restore` needs besides the weights."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Encoded:
+        """Encode B texts. A text's result must not depend on padding or on its neighbours in the batch."""
+
+
+class LabelStructure(ABC):
+    """Says which nodes to score for a text, level by level."""
+
+    num_levels: int
+    beam: int
+    """Nodes of a level whose children are candidates at the next."""
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, config: Any, corpus: Corpus) -> LabelStructure:
+        """A new structure for these training texts and their labels."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, config: Any, folder: Path, task: Task) -> LabelStructure:
+        """The structure that `save` wrote into `folder`."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what `restore` needs."""
+
+    @abstractmethod
+    def level_size(self, level: int) -> int:
+        """Number of nodes at `level`."""
+
+    @abstractmethod
+    def level_targets(self, level: int, labels: csr_matrix) -> csr_matrix:
+        """Which nodes of `level` have a true label below them. labels (N, num_labels); returns (N, level_size)."""
+
+    @abstractmethod
+    def shortlist(self, level: int, batch: Batch, nodes: Tensor | None, scores: Tensor | None) -> Shortlist:
+        """Candidates at `level`, given the best nodes of the level above and their probabilities.
+
+        nodes (B,b) int64, -1 = none, and scores (B,b) are None at level 0. No node may appear twice for a text.
+        """
+
+    @abstractmethod
+    def leaf_labels(self) -> np.ndarray:
+        """(level_size(last),) int64: the label that each node of the last level stands for."""
+
+
+class Fusion(nn.Module, ABC):
+    """Scores texts against the nodes of one level."""
+
+    per_node: ClassVar[tuple[str, ...]] = ()
+    """Parameters with a row for each node. They start afresh at each level; all others are taken from above."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: Any, size: int, num_nodes: int, task: Task) -> Fusion:
+        """A new fusion for encoded vectors of length `size` and a level of `num_nodes` nodes."""
+
+    @abstractmethod
+    def forward(self, encoded: Encoded, shortlist: Shortlist) -> Scores:
+        """Logits (B,C) of the candidates; padded candidates may have any finite logit."""
+
+    def attention(self, encoded: Encoded, shortlist: Shortlist) -> Tensor | None:
+        """(B,C,T): the weight of each token in each candidate's score, or None where the method has none."""
+        return None
+
+
+class Loss(nn.Module, ABC):
+    """Holds the scores against the true nodes."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: Any, task: Task) -> Loss:
+        """A new loss."""
+
+    @abstractmethod
+    def forward(self, scores: Scores, shortlist: Shortlist, targets: Targets) -> Tensor:
+        """A scalar, in float32."""

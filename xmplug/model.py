@@ -1,0 +1,88 @@
+"""A model: one encoder and one fusion for each level of a label structure."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .config import RunConfig
+from .data import Corpus
+from .interfaces import Batch, Encoder, Fusion, LabelStructure, Loss, Scores, Shortlist, Task
+
+
+class LevelModel(nn.Module):
+    """Scores texts against the nodes of one level."""
+
+    def __init__(self, encoder: Encoder, fusion: Fusion):
+        super().__init__()
+        self.encoder, self.fusion = encoder, fusion
+
+    def forward(self, batch: Batch, shortlist: Shortlist) -> Scores:
+        return self.fusion(self.encoder(batch), shortlist)
+
+
+class Model(nn.Module):
+    """All levels, from the top. Levels below the first are made when training reaches them (`add_level`)."""
+
+    levels: nn.ModuleList
+
+    def __init__(self, config: RunConfig, task: Task, encoder: Encoder, structure: LabelStructure):
+        super().__init__()
+        self.config, self.task, self.structure = config, task, structure
+        self.loss: Loss = config.components["loss"].resolve().build(config.options["loss"], task)
+        self.levels = nn.ModuleList([LevelModel(encoder, self._fusion(0, encoder.size))])
+
+    @classmethod
+    def fit(cls, config: RunConfig, corpus: Corpus) -> Model:
+        """A new model for these training texts, with its first level."""
+        torch.manual_seed(config.training.seed)
+        structure = config.components["label_structure"].resolve().fit(config.options["label_structure"], corpus)
+        encoder = config.components["encoder"].resolve().fit(config.options["encoder"], corpus)
+        return cls(config, corpus.task, encoder, structure)
+
+    @classmethod
+    def restore(cls, config: RunConfig, task: Task, folder: Path) -> Model:
+        """The model whose files `save_parts` wrote into `folder`, with its first level; weights are loaded later."""
+        structure = config.components["label_structure"].resolve()
+        encoder = config.components["encoder"].resolve()
+        return cls(
+            config,
+            task,
+            encoder.restore(config.options["encoder"], folder / "encoder"),
+            structure.restore(config.options["label_structure"], folder / "label_structure", task),
+        )
+
+    def save_parts(self, folder: Path) -> None:
+        """Write what the encoder and the structure need besides the weights, each into a folder of its own."""
+        for name, part in (("encoder", self.level(0).encoder), ("label_structure", self.structure)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            part.save(folder / name)
+
+    def level(self, level: int) -> LevelModel:
+        """Encoder and fusion of `level`."""
+        module = self.levels[level]
+        assert isinstance(module, LevelModel)
+        return module
+
+    def add_level(self) -> None:
+        """Make the next level. Encoder and shared weights of the fusion continue from the level above; the weights
+        with a row for each node start afresh (AttentionXML section 2.5)."""
+        above = self.level(len(self.levels) - 1)
+        encoder = copy.deepcopy(above.encoder)
+        fusion = self._fusion(len(self.levels), encoder.size)
+        inherited = {
+            name: value
+            for name, value in above.fusion.state_dict().items()
+            if not any(name == own or name.startswith(own + ".") for own in fusion.per_node)
+        }
+        fusion.load_state_dict(inherited, strict=False)
+        self.levels.append(LevelModel(encoder, fusion))
+
+    def _fusion(self, level: int, size: int) -> Fusion:
+        factory = self.config.components["fusion"].resolve()
+        fusion = factory.build(self.config.options["fusion"], size, self.structure.level_size(level), self.task)
+        assert isinstance(fusion, Fusion)
+        return fusion

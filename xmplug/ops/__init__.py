@@ -1,0 +1,21 @@
+"""The operations that extreme classification spends its time in.
+
+Each has one public function, a PyTorch or numpy reference that is its specification, and a native kernel
+where one is built; `kernels()` says which of them run here.
+"""
+
+from xmplug.ops.attention import label_attention
+from xmplug.ops.beam import beam_step, tree_beam_search
+from xmplug.ops.native import kernels
+from xmplug.ops.ranking import ranking_metrics
+from xmplug.ops.tree import LabelTree, build_label_tree
+
+__all__ = [
+    "LabelTree",
+    "beam_step",
+    "build_label_tree",
+    "kernels",
+    "label_attention",
+    "ranking_metrics",
+    "tree_beam_search",
+]

@@ -1,0 +1,64 @@
+"""Finding the native kernels, and saying why an operation runs without them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+
+import torch
+
+from xmplug.errors import KernelError
+
+NATIVE_CPU = ("beam_step", "ranking_metrics", "build_label_tree")
+REFERENCE_ONLY = ("label_attention", "tree_beam_search")
+
+
+@functools.cache
+def _load() -> ModuleType | ImportError:
+    try:
+        return importlib.import_module("xmplug._cpu")
+    except ImportError as error:
+        return error
+
+
+def cpu() -> ModuleType | None:
+    """The native CPU module, or None where the reference is to be used.
+
+    `XMPLUG_KERNELS` decides: `auto` (default) takes the native module where it loads, `reference` never, and
+    `native` raises KernelError where it does not load.
+    """
+    mode = os.environ.get("XMPLUG_KERNELS", "auto")
+    if mode not in ("auto", "reference", "native"):
+        raise KernelError(f"XMPLUG_KERNELS={mode} is not one of auto, reference, native")
+    if mode == "reference":
+        return None
+    module = _load()
+    if isinstance(module, ModuleType):
+        return module
+    if mode == "native":
+        raise KernelError(
+            f"XMPLUG_KERNELS=native, but the native kernels do not load ({module}); "
+            "install xmplug where a C++ compiler is, with XMPLUG_BUILD=cpu, or set XMPLUG_KERNELS=auto"
+        )
+    return None
+
+
+def kernels() -> dict[str, str]:
+    """What runs each operation: `native cpu`, or `reference (why)`."""
+    if cpu() is not None:
+        others = "native cpu"
+    elif os.environ.get("XMPLUG_KERNELS") == "reference":
+        others = "reference (XMPLUG_KERNELS=reference)"
+    else:
+        others = f"reference (native kernels do not load: {_load()})"
+    return {
+        **dict.fromkeys(NATIVE_CPU, others),
+        **dict.fromkeys(REFERENCE_ONLY, "reference (PyTorch; no native kernel yet)"),
+    }
+
+
+def threads() -> int:
+    """The number of threads a native kernel may use: PyTorch's."""
+    return torch.get_num_threads()

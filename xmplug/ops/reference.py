@@ -1,0 +1,195 @@
+"""What every operation means, in plain PyTorch and numpy.
+
+These are the specification of the native kernels and run wherever those are not loaded. The public functions
+of `xmplug.ops` document the arguments and check them; here they are as the kernels get them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+from torch.nn import functional
+
+
+def label_attention(
+    states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None, sparse_grad: bool
+) -> Tensor:
+    """The weighted sums (B,C,D) of states (B,T,D), one for each candidate (B,C) or for each of the queries
+    (L,D)."""
+    if candidates is None:
+        rows = queries.expand(len(states), *queries.shape)  # (B,L,D)
+    else:
+        there = candidates >= 0  # (B,C)
+        if candidates.numel():
+            # Any candidate stands in for padding, so that a sparse gradient has no rows but the candidates'.
+            candidates = torch.where(there, candidates, candidates.amax().clamp(min=0))
+        rows = functional.embedding(candidates, queries, sparse=sparse_grad)  # (B,C,D)
+    has_token = mask.any(dim=1, keepdim=True)  # (B,1)
+    states = states.masked_fill(
+        ~mask[..., None], 0.0
+    )  # zero, so that an empty text's sum is, and no NaN gets in
+    bias = torch.zeros_like(mask, dtype=states.dtype).masked_fill(has_token & ~mask, float("-inf"))  # (B,T)
+    attention = torch.baddbmm(bias[:, None], rows, states.transpose(1, 2)).softmax(dim=-1)  # (B,C,T)
+    views = torch.bmm(attention, states)  # (B,C,D)
+    return views if candidates is None else views.masked_fill(~there[..., None], 0.0)
+
+
+def beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best scores (B,k), their nodes (B,k) and the columns (B,k) of `logits` (B,C) that they came
+    from."""
+    scores = torch.sigmoid(logits) * parent_scores  # (B,C)
+    scores = torch.where(scores > 0, scores, 0.0)  # NaN too becomes 0
+    scores = torch.where(nodes < 0, -1.0, scores)  # padding ranks behind every node
+
+    # By node, the best first, so that all but the first of each node are repeats; then by score. Both sorts
+    # are stable.
+    columns = scores.argsort(dim=1, descending=True, stable=True)  # (B,C)
+    columns = columns.gather(1, nodes.gather(1, columns).argsort(dim=1, stable=True))
+    ordered_nodes = nodes.gather(1, columns)
+    repeats = torch.zeros_like(ordered_nodes, dtype=torch.bool)
+    repeats[:, 1:] = ordered_nodes[:, 1:] == ordered_nodes[:, :-1]
+    ordered_scores = scores.gather(1, columns).masked_fill(repeats, -1.0)
+    best_scores, best = ordered_scores.sort(dim=1, descending=True, stable=True)
+    best_scores, best = best_scores[:, :k], best[:, :k]  # (B,min(k,C))
+
+    missing = best_scores < 0
+    columns = columns.gather(1, best)
+    best_nodes = nodes.gather(1, columns).masked_fill(missing, -1)
+    pad = (0, k - best_scores.shape[1])
+    return (
+        functional.pad(best_scores.masked_fill(missing, 0.0), pad),
+        functional.pad(best_nodes, pad, value=-1),
+        functional.pad(columns.masked_fill(missing, -1), pad, value=-1),
+    )
+
+
+def tree_beam_search(
+    hidden: Tensor,
+    weights: Tensor,
+    first_child: Tensor,
+    level_offsets: Tensor,
+    beam: int,
+    k: int,
+    step: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, ...]] = beam_step,
+) -> tuple[Tensor, Tensor]:
+    """The k best scores (B,k) and their leaves (B,k), as nodes of the tree; `step` is the beam_step to
+    use."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    scores = hidden.new_ones((len(hidden), 1), dtype=wide)  # (B,beam)
+    nodes = torch.zeros_like(scores, dtype=torch.int64)  # (B,beam)
+    offsets, counts = level_offsets.tolist(), first_child.diff()
+    for begin, end in pairwise(offsets[:-1]):
+        most = int(counts[begin:end].max())
+        children = expand_children(nodes, first_child, most)  # (B,beam*most)
+        parents = scores.repeat_interleave(most, dim=1)
+        logits = torch.einsum("bd,bcd->bc", hidden, weights[children.clamp(min=0)])
+        scores, nodes, _ = step(logits.to(wide), children, parents, k if end == offsets[-2] else beam)
+    return scores, nodes
+
+
+def expand_children(nodes: Tensor, first_child: Tensor, most: int) -> Tensor:
+    """The children (B, K*most) of inner nodes (B,K), each node's in `most` places; -1 where it has fewer or
+    is -1."""
+    parent = nodes.clamp(min=0)
+    begin, end = first_child[parent], first_child[parent + 1]
+    children = begin[..., None] + torch.arange(most, device=nodes.device)  # (B,K,most)
+    there = (children < end[..., None]) & (nodes >= 0)[..., None]
+    return torch.where(there, children, -1).flatten(1)
+
+
+def ranking_sums(
+    top: np.ndarray,
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    inverse_propensity: np.ndarray | None,
+    cutoffs: np.ndarray,
+) -> tuple[np.ndarray, int]:
+    """Sums over the documents with true labels, and their number.
+
+    The sums (len(cutoffs), 8) are of precision, nDCG, recall, R-precision, propensity-scored hits, the most
+    of those that any ranking has, and the same two of propensity-scored DCG; the last four are 0 without
+    propensities.
+    """
+    depth = int(cutoffs[-1])
+    num_true = np.diff(indptr)  # (N,)
+    documents = np.flatnonzero(num_true)
+    num_true, ranks = num_true[documents], np.arange(depth)
+    top = np.concatenate([top[documents], np.full((len(documents), depth), -1)], axis=1)[:, :depth]
+
+    # A document and a label as one number, so that all documents are looked up at once.
+    stride = max(int(indices.max(initial=0)), int(top.max(initial=0))) + 1
+    rows = np.repeat(np.arange(len(documents)), num_true)
+    hits = np.isin(top + np.arange(len(documents))[:, None] * stride, indices + rows * stride) & (top >= 0)
+    for i in range(1, depth):
+        hits[:, i] &= ~(top[:, :i] == top[:, i : i + 1]).any(axis=1)
+    discounts = 1.0 / np.log2(ranks + 2.0)
+    there = ranks < num_true[:, None]  # (N,depth): in a best ranking, is there a true label at this rank?
+    gains = hits.astype(np.float64)
+    ideal = (there * discounts).cumsum(axis=1)
+    columns = [gains.cumsum(axis=1), (gains * discounts).cumsum(axis=1) / ideal]
+    columns += [columns[0] / num_true[:, None], columns[0] / np.minimum(ranks + 1, num_true[:, None])]
+    columns[0] = columns[0] / (ranks + 1)
+    if inverse_propensity is None:
+        columns += [np.zeros_like(gains)] * 4
+    else:
+        weights = inverse_propensity[indices]
+        by_document = np.lexsort((-weights, rows))  # each document's weights in descending order
+        best = np.zeros((len(documents), int(num_true.max(initial=0))))
+        best[np.arange(best.shape[1]) < num_true[:, None]] = weights[by_document]
+        best = np.concatenate([best, np.zeros_like(gains)], axis=1)[:, :depth]
+        gains = np.where(hits, inverse_propensity[np.where(hits, top, 0)], 0.0)
+        columns += [gains.cumsum(axis=1), best.cumsum(axis=1)]
+        columns += [(each * discounts).cumsum(axis=1) / ideal for each in (gains, best)]
+    sums = np.stack([column[:, cutoffs - 1].sum(axis=0) for column in columns], axis=1)
+    return sums, len(documents)
+
+
+def split_segments(
+    features: sparse.csr_matrix,
+    scale: np.ndarray,
+    order: np.ndarray,
+    begin: np.ndarray,
+    middle: np.ndarray,
+    end: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    rounds: int,
+) -> None:
+    """Balanced spherical 2-means on each segment order[begin:end] of labels, which is in ascending order.
+
+    Afterwards its clusters are order[begin:middle] and order[middle:end], each in ascending order. They start
+    from the labels at places `first` and `second` of the segment. scale (L,): one over the norm of each row
+    of features, or 0. Sums are made in the order of labels, as the native kernel makes them: both give the
+    same tree.
+    """
+    for s in range(len(begin)):
+        labels = order[begin[s] : end[s]]
+        rows = features[labels]
+        row_of = np.repeat(np.arange(len(labels)), np.diff(rows.indptr))
+        used, column_of = np.unique(rows.indices, return_inverse=True)
+        values = rows.data.astype(np.float64) * scale[labels][row_of]
+        side = np.full(len(labels), -1)
+        side[first[s]], side[second[s]] = 0, 1
+        scores = np.zeros(len(labels))
+        for _ in range(rounds):
+            products = []
+            for which in (0, 1):
+                members = side[row_of] == which
+                centroid = np.bincount(column_of[members], values[members], len(used))
+                product = np.bincount(row_of, values * centroid[column_of], len(labels))
+                # A centroid is the sum of its members, so that its squared norm is the sum of their products
+                # with it.
+                squared = product[side == which].cumsum()[-1]
+                products.append(product * (1.0 / np.sqrt(squared) if squared > 0 else 0.0))
+            scores = products[1] - products[0]
+            now = np.ones(len(labels), dtype=np.int64)
+            now[np.lexsort((labels, scores))[: middle[s] - begin[s]]] = 0
+            if np.array_equal(now, side):
+                break
+            side = now
+        order[begin[s] : end[s]] = np.concatenate([labels[side == 0], labels[side == 1]])

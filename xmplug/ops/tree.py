@@ -1,0 +1,212 @@
+"""Label trees: what they are, and building one by balanced spherical k-means."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
+import numpy as np
+from scipy import sparse
+
+from xmplug.errors import KernelError
+from xmplug.ops import native, reference
+
+ROUNDS = 20  # of assignment in one split, at most; most splits are stable before
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTree:
+    """A tree whose leaves are the labels, all at one depth.
+
+    Nodes are numbered level by level from the root, 0, so that a level is a range of nodes and so are the
+    children of a node. Level 0 is the root alone, the last level are the leaves.
+
+    level_offsets (num_levels + 1,) int64: level d holds nodes level_offsets[d] to level_offsets[d + 1]
+    first_child (inner nodes + 1,) int64: node n has the children first_child[n] to first_child[n + 1]
+    labels (num_labels,) int64: the label of each leaf, in leaf order
+    """
+
+    level_offsets: np.ndarray
+    first_child: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            array = np.asarray(getattr(self, field.name))
+            if array.ndim != 1 or array.dtype.kind not in "iu":
+                raise KernelError(
+                    f"a label tree's {field.name} must be a row of integers; got {array.dtype} {array.shape}"
+                )
+            array = np.ascontiguousarray(array, dtype=np.int64)
+            object.__setattr__(self, field.name, array)
+        self._validate()
+
+    def _validate(self) -> None:
+        offsets, first, labels = self.level_offsets, self.first_child, self.labels
+        if len(offsets) < 3 or offsets[0] != 0 or offsets[1] != 1 or np.any(np.diff(offsets) < 1):
+            raise KernelError(
+                "a label tree's level_offsets must start with 0, 1 and ascend, with at least two levels"
+            )
+        inner = offsets[-2]
+        if len(first) != inner + 1 or first[0] != 1 or np.any(np.diff(first) < 1):
+            raise KernelError(
+                f"a label tree with {inner} inner nodes needs {inner + 1} first_child, ascending from 1"
+            )
+        if np.any(first[offsets[:-1]] != offsets[1:]):
+            raise KernelError("a label tree's first_child does not agree with its level_offsets")
+        if len(labels) != offsets[-1] - inner or not np.array_equal(np.sort(labels), np.arange(len(labels))):
+            raise KernelError(f"a label tree with {offsets[-1] - inner} leaves must hold each label once")
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_nodes(self) -> int:
+        """All nodes, from the root to the leaves."""
+        return int(self.level_offsets[-1])
+
+    @property
+    def num_levels(self) -> int:
+        """All levels, the root's and the leaves' included; at least 2."""
+        return len(self.level_offsets) - 1
+
+    def level(self, depth: int) -> range:
+        """The nodes at `depth`, 0 being the root's; negative depths count from the leaves' level."""
+        depth = range(self.num_levels)[depth]
+        return range(int(self.level_offsets[depth]), int(self.level_offsets[depth + 1]))
+
+    def children(self, node: int) -> range:
+        """The children of an inner node; none of a leaf."""
+        if not 0 <= node < self.num_nodes:
+            raise KernelError(f"node {node} is not in a label tree of {self.num_nodes} nodes")
+        if node >= len(self.first_child) - 1:
+            return range(0)
+        return range(int(self.first_child[node]), int(self.first_child[node + 1]))
+
+    @functools.cached_property
+    def parent(self) -> np.ndarray:
+        """(num_nodes,) int64: the parent of each node; -1 for the root."""
+        inner = np.arange(len(self.first_child) - 1)
+        return np.concatenate([[-1], np.repeat(inner, np.diff(self.first_child))])
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """The three arrays by name, for saving."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> LabelTree:
+        """The tree of `to_arrays`; KernelError where the arrays do not make one."""
+        missing = [field.name for field in fields(cls) if field.name not in arrays]
+        if missing:
+            raise KernelError(
+                f"a label tree needs the array {missing[0]!r}; there are: {', '.join(sorted(arrays))}"
+            )
+        return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+
+
+def build_label_tree(features: sparse.csr_matrix, branching: int, max_leaf: int, seed: int) -> LabelTree:
+    """A balanced label tree by recursive spherical 2-means on label features (AttentionXML, 2.2; Parabel).
+
+    features (L, F): a row per label, for example the mean of its documents' TF-IDF vectors (PIFA). Only the
+    direction of a row counts. Labels with an empty row are placed too.
+
+    The L labels fall into ceil(L / max_leaf) clusters, which are the lowest inner nodes; levels above are
+    made of groups of at most `branching` nodes until one is left, the root. Sizes are as equal as can be:
+    they depend on L, `branching` and `max_leaf` alone, and the features decide which label goes where. A
+    group is split in two halves again and again; a half takes the labels that are, by cosine, nearer to its
+    own centroid than to the other's. Labels of a cluster are in ascending order. The same seed gives the same
+    tree, whatever the number of threads.
+
+    Raises KernelError for L = 0, branching < 2, max_leaf < 1, 2**31 features or more, and for features that
+    are not finite.
+    """
+    num_labels = features.shape[0]
+    if num_labels < 1 or branching < 2 or max_leaf < 1:
+        raise KernelError(
+            f"a label tree needs at least 1 label, branching 2 and max_leaf 1; "
+            f"got {num_labels}, {branching} and {max_leaf}"
+        )
+    if features.shape[1] >= 2**31:
+        raise KernelError(f"label features of {features.shape[1]} dimensions; there can be 2**31 - 1 at most")
+    features = sparse.csr_matrix(features, dtype=np.float32)
+    if not np.isfinite(features.data).all():
+        raise KernelError("label features hold values that are not finite")
+    sizes = _level_sizes(num_labels, branching, max_leaf)
+    bounds = [np.arange(n + 1) * below // n for n, below in pairwise(sizes)]
+    order = np.arange(num_labels)
+    random = np.random.default_rng(seed)
+    split = _Splitter(features)
+    for begin, middle, end in _splits(bounds):
+        split(order, begin, middle, end, random.random((2, len(begin))))
+    offsets = np.cumsum([0, *sizes])
+    first_child = np.concatenate(
+        [level[:-1] + start for level, start in zip(bounds, offsets[1:], strict=False)]
+    )
+    return LabelTree(offsets, np.append(first_child, offsets[-1]), order)
+
+
+def _level_sizes(num_labels: int, branching: int, max_leaf: int) -> list[int]:
+    sizes = [num_labels, -(-num_labels // max_leaf)]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // branching))
+    return sizes[::-1]
+
+
+def _splits(bounds: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The splits that make the tree: begin, middle and end in the order of labels, apart in each step."""
+    starts = [bounds[-1]]  # of the labels of each node, level by level
+    for level in reversed(bounds[:-1]):
+        starts.insert(0, starts[0][level])
+    for level, start in zip(bounds[:-1], starts[1:], strict=True):
+        low, high = level[:-1], level[1:]
+        while (wide := high - low > 1).any():
+            low, high = low[wide], high[wide]
+            middle = (low + high) // 2
+            yield start[low], start[middle], start[high]
+            low, high = np.stack([low, middle], 1).ravel(), np.stack([middle, high], 1).ravel()
+
+
+class _Splitter:
+    """Splits segments of the order of labels in place, natively where that is loaded."""
+
+    def __init__(self, features: sparse.csr_matrix):
+        self.features = features
+        rows = np.repeat(np.arange(features.shape[0]), np.diff(features.indptr))
+        values = features.data.astype(np.float64)
+        squared = np.bincount(rows, values * values, features.shape[0]).astype(np.float64)
+        self.scale = np.divide(1.0, np.sqrt(squared), out=np.zeros_like(squared), where=squared > 0)
+        self.indptr = np.ascontiguousarray(features.indptr, dtype=np.int64)
+        self.indices = np.ascontiguousarray(features.indices, dtype=np.int32)
+        self.module = native.cpu()
+
+    def __call__(
+        self, order: np.ndarray, begin: np.ndarray, middle: np.ndarray, end: np.ndarray, chance: np.ndarray
+    ) -> None:
+        # Two different labels of each segment, chosen evenly; chance (2, S) is in [0, 1).
+        size = end - begin
+        first = (chance[0] * size).astype(np.int64)
+        second = (first + 1 + (chance[1] * (size - 1)).astype(np.int64)) % size
+        if self.module is None:
+            reference.split_segments(
+                self.features, self.scale, order, begin, middle, end, first, second, rounds=ROUNDS
+            )
+            return
+        arrays = [
+            np.ascontiguousarray(array, dtype=np.int64) for array in (begin, middle, end, first, second)
+        ]
+        self.module.split_segments(
+            self.indptr.ctypes.data,
+            self.indices.ctypes.data,
+            self.features.data.ctypes.data,
+            self.scale.ctypes.data,
+            self.features.shape[1],
+            self.features.shape[0],
+            order.ctypes.data,
+            *(array.ctypes.data for array in arrays),
+            len(begin),
+            ROUNDS,
+            native.threads(),
+        )

@@ -1,0 +1,117 @@
+"""Adam for dense and for row-sparse gradients, clipping that is right for both, and the average of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .config import TrainingConfig
+
+
+class Optimizer:
+    """Adam. Weights of `nn.Embedding(sparse=True)` get lazy Adam: only the rows of a step's gradient are touched."""
+
+    def __init__(self, module: nn.Module, config: TrainingConfig):
+        lazy = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding) and part.sparse}
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        dense = [parameter for parameter in self.parameters if id(parameter) not in lazy]
+        sparse = [parameter for parameter in self.parameters if id(parameter) in lazy]
+        self.parts: list[torch.optim.Optimizer] = []
+        if dense:
+            self.parts.append(torch.optim.Adam(dense, lr=config.learning_rate, fused=True))
+        if sparse:
+            self.parts.append(torch.optim.SparseAdam(sparse, lr=config.learning_rate))
+        self.clip_norm = config.clip_norm
+
+    def step(self, learning_rate: float) -> None:
+        """Clip, update, and drop the gradients."""
+        if self.clip_norm is not None:
+            clip_gradients(self.parameters, self.clip_norm)
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = learning_rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step counts, flat, for a checkpoint."""
+        tensors = {}
+        for number, part in enumerate(self.parts):
+            for place, moments in part.state_dict()["state"].items():
+                for name, value in moments.items():
+                    tensors[f"{number}.{place}.{name}"] = torch.as_tensor(value)
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of `state`."""
+        for number, part in enumerate(self.parts):
+            state: dict[int, dict[str, object]] = {}
+            for key, value in tensors.items():
+                owner, place, name = key.split(".")
+                if int(owner) == number:
+                    # SparseAdam counts steps with a Python number, Adam with a tensor.
+                    count = name == "step" and isinstance(part, torch.optim.SparseAdam)
+                    state.setdefault(int(place), {})[name] = int(value) if count else value
+            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> float:
+    """Scale all gradients so that their common L2 norm is at most `clip_norm`; returns the norm before.
+
+    Row-sparse gradients are coalesced first: one row may stand in them many times, and the norm of the parts is not
+    the norm of their sum.
+    """
+    values = []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            if parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+                values.append(parameter.grad.values())
+            else:
+                values.append(parameter.grad)
+    if not values:
+        return 0.0
+    norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values))))
+    if norm > clip_norm:
+        torch._foreach_mul_(values, clip_norm / norm)
+    return norm
+
+
+def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
+    """Learning rate of step `step` of `steps`: rises over the warm-up, then stays or falls to 0 in a line."""
+    warmup = config.warmup * steps
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * (steps - step) / max(1.0, steps - warmup)
+
+
+class WeightAverage:
+    """Stochastic weight averaging (Izmailov et al. 2018): the mean of the weights at many steps."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+        self.count = 0
+        self.mean: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Let the present weights enter the mean."""
+        self.count += 1
+        for name, weight in self.module.named_parameters():
+            if name in self.mean:
+                self.mean[name].lerp_(weight, 1 / self.count)
+            else:
+                self.mean[name] = weight.clone()
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the module's weights with the mean, where there is one. A second call undoes the first."""
+        for name, weight in self.module.named_parameters():
+            if name in self.mean:
+                kept = weight.clone()
+                weight.copy_(self.mean[name])
+                self.mean[name] = kept

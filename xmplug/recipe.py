@@ -1,0 +1,93 @@
+"""What a plugin declares: components for the four slots, and recipes that put them together as a method.
+
+Torch-free: a component names its implementation by a string, which is imported only when it has been chosen.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from .errors import PluginError
+
+Slot = Literal["encoder", "label_structure", "fusion", "loss"]
+SLOTS: tuple[Slot, ...] = ("encoder", "label_structure", "fusion", "loss")
+
+
+class ComponentConfig(BaseModel):
+    """Base of a component's options: typed, bounded, described; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+@dataclass(frozen=True)
+class Component:
+    """One implementation of a slot.
+
+    name: short name, unique inside the plugin and the slot; the full id is `plugin:name`.
+    factory: `"package.module:Class"`, a subclass of the slot's interface in `xmplug.interfaces`.
+    config: the pydantic model of its options.
+    summary: one line for `xmplug plugins`.
+    """
+
+    name: str
+    factory: str
+    config: type[ComponentConfig]
+    summary: str
+    plugin: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.plugin}:{self.name}"
+
+    def resolve(self) -> Any:
+        """Import and return the class named by `factory`.
+
+        Raises PluginError when the module does not import or has no such class.
+        """
+        module_name, _, attribute = self.factory.partition(":")
+        try:
+            return getattr(importlib.import_module(module_name), attribute)
+        except Exception as error:
+            raise PluginError(
+                f"component {self.id!r}: cannot load {self.factory!r}: {type(error).__name__}: {error}; "
+                "reinstall the plugin or correct its factory"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from."""
+
+    title: str
+    year: int
+    url: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published method: a component for each slot, options that differ from their defaults, and presets.
+
+    `options` and each preset are nested like the configuration itself, for example
+    `{"encoder": {"hidden": 512}, "training": {"epochs": 10}}`. A preset may exchange a component:
+    `{"label_structure": {"component": "attentionxml:plt", "height": 2}}`.
+    """
+
+    name: str
+    summary: str
+    encoder: str
+    label_structure: str
+    fusion: str
+    loss: str
+    paper: Paper | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    plugin: str = ""
+
+    def component(self, slot: Slot) -> str:
+        """The component id (or short name) that this recipe puts into `slot`."""
+        return str(getattr(self, slot))

@@ -1,0 +1,183 @@
+"""Runs on disk: what a trained model needs, in files that run no code when they are read.
+
+    RUN/xmplug.json         format, configuration, plugins with versions, data, metrics
+    RUN/model.safetensors   weights of all levels
+    RUN/labels.jsonl        the labels in the order of the model's outputs
+    RUN/encoder/, RUN/label_structure/   tokenizer, tree
+    RUN/metrics.jsonl       one line for each evaluation
+    RUN/checkpoints/        while training: what a killed run resumes from
+
+An ensemble is a run whose `xmplug.json` names its members' folders. Every file is written under a temporary name,
+synced, and renamed, so that none is ever half there.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from .config import RunConfig, resolve
+from .data import LabelSet
+from .errors import PluginError, ResourceError, RunError
+from .inference import Tagger, device
+from .interfaces import Task
+from .model import Model
+from .plugins import Plugins
+from .recipe import SLOTS
+
+FORMAT = 1
+MANIFEST = "xmplug.json"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or none of it. Raises ResourceError when the disk is full or not writable."""
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        with open(scratch, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise ResourceError(
+            f"cannot write {path} ({len(content) / 1e6:.1f} MB): {error.strerror}; free space or choose another --out"
+        ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -> None:
+    """A safetensors file; `note` is kept in its header as JSON."""
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_bytes(path, tensors_to_bytes(whole, {"note": json.dumps(note)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Inverse of `write_tensors`. Raises RunError when the file is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            note = json.loads((file.metadata() or {}).get("note", "null"))
+            return {name: file.get_tensor(name) for name in file.keys()}, note
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing; the run is incomplete: train it again, or resume with --resume") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({error}); restore it from a copy, or train again") from error
+
+
+def save_run(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the weights, then the manifest that declares the run complete, then drop the checkpoints."""
+    write_tensors(folder / "model.safetensors", model.levels.state_dict())
+    write_json(folder / MANIFEST, {**manifest, "state": "complete"})
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def manifest(config: RunConfig, plugins: Plugins, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What `xmplug.json` says of a run while it trains; `save_run` completes it."""
+    owners = {plugins.owner(config.components[slot].id).name for slot in SLOTS} | {config.recipe.plugin}
+    found = [plugin for plugin in plugins.found if plugin.name in owners]
+    return {
+        "format": FORMAT,
+        "state": "training",
+        "config": config.as_dict(),
+        "preset": config.preset,
+        "plugins": [
+            {"name": plugin.name, "distribution": plugin.distribution, "version": plugin.version} for plugin in found
+        ],
+        "data": dict(data),
+        "versions": {
+            "xmplug": importlib.metadata.version("xmplug"),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def save_ensemble(folder: Path, members: list[str]) -> None:
+    """Declare the runs in the sub-folders `members` to be one ensemble."""
+    write_json(folder / MANIFEST, {"format": FORMAT, "state": "complete", "members": members})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The content of `xmplug.json`. Raises RunError when there is no run, or one of another format."""
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise RunError(f"no run at {str(folder)!r}: the folder does not exist; give the --out of a finished training")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"no run at {str(folder)!r}: it holds no {MANIFEST}; give the --out of a training") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}; restore it from a copy, or train again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise RunError(f"{path} is of format {found!r}, this xmplug reads {FORMAT}; use the version that wrote it")
+    return content
+
+
+def run_config(content: Mapping[str, Any], plugins: Plugins) -> RunConfig:
+    """The configuration kept in a manifest. Raises PluginError when a plugin of the run is not installed."""
+    names = {plugin.name for plugin in plugins.found}
+    for needed in content["plugins"]:
+        if needed["name"] not in names:
+            name, distribution, version = needed["name"], needed["distribution"], needed["version"]
+            remedy = f"pip install {distribution}=={version}" if version else f"add --plugin-file {distribution}"
+            raise PluginError(f"the run needs plugin {name!r} ({distribution} {version}), not found here: {remedy}")
+    config = content["config"]
+    return resolve(plugins, config["recipe"], file=config)
+
+
+def load_run(folder: str | Path, plugins: Plugins) -> Tagger:
+    """A finished run, ready to predict.
+
+    Raises RunError when the run is missing, unfinished or damaged; PluginError when it needs a plugin that is not
+    here.
+    """
+    folder = Path(folder)
+    content = read_manifest(folder)
+    if content["state"] != "complete":
+        raise RunError(f"the training of {str(folder)!r} has not finished; go on with `xmplug train --resume {folder}`")
+    if "members" in content:
+        members = [load_run(folder / member, plugins) for member in content["members"]]
+        if any(member.labels.ids != members[0].labels.ids for member in members):
+            raise RunError(f"the members of {str(folder)!r} know different labels; train them on the same data")
+        return Tagger([model for member in members for model in member.models])
+    return Tagger([_load_model(folder, content, plugins)])
+
+
+def _load_model(folder: Path, content: Mapping[str, Any], plugins: Plugins) -> Model:
+    try:
+        config = run_config(content, plugins)
+        task = Task(LabelSet.load(folder / "labels.jsonl"), config.training.seed)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{folder / MANIFEST} lacks {error}; restore it from a copy, or train again") from error
+    model = Model.restore(config, task, folder)
+    while len(model.levels) < model.structure.num_levels:
+        model.add_level()
+    weights, _ = read_tensors(folder / "model.safetensors")
+    load_weights(model.levels, weights, folder / "model.safetensors")
+    return model.to(device()).eval()
+
+
+def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raises RunError when the weights are not those of `module`."""
+    try:
+        module.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise RunError(f"{path} does not fit the run's configuration: {reason}; the files are of two runs") from error

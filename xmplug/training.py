@@ -1,0 +1,491 @@
+"""Training: one loop that walks the levels of a label structure.
+
+Everything random is a function of the seed and of the position in the data, and a checkpoint holds weights, moments,
+averages, generator states and position. A run that is killed and resumed therefore ends with the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from .config import RunConfig
+from .data import Corpus, Dataset, Documents, LabelSet, TokenStore
+from .data.batches import make_batch, make_targets, training_order
+from .errors import ConfigError, DataError, ResourceError, RunError
+from .inference import Ranked, autocast, device, node_labels, rank_level, uses_bfloat16
+from .interfaces import Task
+from .metrics import inverse_propensity
+from .model import Model
+from .ops import ranking_metrics
+from .optim import Optimizer, WeightAverage, learning_rate
+from .plugins import Plugins
+from .saving import (
+    MANIFEST,
+    load_weights,
+    manifest,
+    read_manifest,
+    read_tensors,
+    run_config,
+    save_run,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
+
+
+class Listener:
+    """Told how training goes; the command line's draws it."""
+
+    stop = False
+    """Set to True to end after the present step, with a checkpoint to resume from."""
+
+    def message(self, text: str) -> None:
+        """Something worth a line."""
+
+    def step(self, progress: Progress) -> None:
+        """A step was made."""
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        """An evaluation on dev was made; `record` is the new line of metrics.jsonl."""
+
+
+@dataclass
+class Position:
+    """Where a training stands; kept in each checkpoint."""
+
+    level: int = 0
+    step: int = 0
+    best: float = -1.0
+    worse: int = 0
+    averaged: int = 0
+    evaluations: int = 0
+    finished: bool = False
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """For a listener: level and epoch count from 1; documents_per_second is that of this process so far."""
+
+    level: int
+    levels: int
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    documents_per_second: float
+    seconds_left: float
+    metric: float | None
+
+
+@dataclass
+class _Split:
+    """A split as training needs it: tokens and labels."""
+
+    store: TokenStore
+    targets: csr_matrix
+
+
+def train(
+    config: RunConfig,
+    plugins: Plugins,
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    source: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> dict[str, float]:
+    """Train, evaluate on dev, and leave a finished run in `out`. Returns its dev metrics.
+
+    `dataset.split("dev")` chooses the weights; the test split is not read. `source` is
+    kept in the run: the arguments of `load_dataset` that give the data again.
+
+    Raises RunError when `out` holds something already and `resume` is False, or holds no training to resume;
+    DataError for data that cannot be learned from; ResourceError for work that does not fit into the memory or disk.
+    """
+    return Trainer(config, plugins, dataset, Path(out), source or {}, resume, listener or Listener()).run()
+
+
+def resumable_config(out: str | Path, plugins: Plugins) -> tuple[RunConfig, dict[str, Any]]:
+    """The configuration and the data section of an unfinished training in `out`."""
+    content = read_manifest(Path(out))
+    if content["state"] == "complete":
+        raise RunError(f"the training of {str(out)!r} is complete; nothing to resume")
+    return run_config(content, plugins), content["data"]
+
+
+class Trainer:
+    """One training run: its model, its data and its position."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plugins: Plugins,
+        dataset: Dataset,
+        out: Path,
+        source: Mapping[str, Any],
+        resume: bool,
+        listener: Listener,
+    ):
+        self.config, self.settings, self.out, self.listener = config, config.training, out, listener
+        self.checkpoints = out / "checkpoints"
+        self.position = Position()
+        existed = out.exists()
+        if out.exists() and not resume and any(out.iterdir()):
+            raise RunError(f"{str(out)!r} is not empty; choose another --out, or go on with `xmplug train --resume {out}`")
+
+        train_split, dev_split = dataset.split("train"), dataset.split("dev")
+        self.task = Task(dataset.labels, self.settings.seed)
+        labels_of_train = train_split.targets(dataset.labels)[:, : self.task.num_labels].tocsr()
+        if not len(dev_split):
+            raise DataError(f"data {dataset.name!r} leaves no dev text; give more texts or a larger --dev-fraction")
+        data = {
+            "source": dict(source),
+            "name": dataset.name,
+            "fingerprint": train_split.fingerprint,
+            "train": len(train_split),
+            "dev": len(dev_split),
+            "labels": self.task.num_labels,
+        }
+        self.manifest = manifest(config, plugins, data)
+
+        if resume and read_manifest(out)["data"]["fingerprint"] != data["fingerprint"]:
+            raise RunError(f"the data have changed since {str(out)!r} was begun; train anew with another --out")
+
+        started = resume and (self.checkpoints / "last.safetensors").exists()
+        try:
+            if started:
+                self.model = Model.restore(config, self.task, out)
+                self._read_finished_levels()
+            else:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                write_json(out / MANIFEST, self.manifest)
+                self.listener.message("fitting vocabulary, vectors and label structure")
+                self.model = Model.fit(config, Corpus(train_split, labels_of_train, self.task))
+            self._prepare(train_split, dev_split, labels_of_train, dataset.labels)
+            if not started:
+                (out / "metrics.jsonl").unlink(missing_ok=True)
+                self.model.save_parts(out)
+                dataset.labels.save(out / "labels.jsonl")
+        except BaseException:
+            if not existed:  # nothing half-written stays behind
+                shutil.rmtree(out, ignore_errors=True)
+            raise
+
+    def _prepare(self, train_split: Documents, dev_split: Documents, labels_of_train: csr_matrix, labels: LabelSet) -> None:
+        encoder = self.model.level(0).encoder
+        self.train_data = _Split(TokenStore.of_documents(encoder.tokenizer, train_split, encoder.max_tokens), labels_of_train)
+        self.dev_data = _Split(
+            TokenStore.of_documents(encoder.tokenizer, dev_split, encoder.max_tokens), dev_split.targets(labels)
+        )
+        if self.settings.dev_documents is not None and self.settings.dev_documents < len(self.dev_data.store):
+            chosen = np.sort(
+                np.random.default_rng(self.settings.seed).permutation(len(self.dev_data.store))[: self.settings.dev_documents]
+            )
+            self.dev_data = _Split(_subset(self.dev_data.store, chosen), self.dev_data.targets[chosen])
+        self._check_resources()
+        self.model.to(device())
+
+    def run(self) -> dict[str, float]:
+        """All levels, from where the checkpoint stands to the finished run."""
+        levels = self.model.structure.num_levels
+        above_train: Ranked | None = None
+        above_dev: Ranked | None = None
+        for level in range(levels):
+            if level >= len(self.model.levels):
+                torch.manual_seed(self.settings.seed + level)
+                self.model.add_level()
+                self.model.to(device())
+            if level >= self.position.level:
+                self._train_level(level, above_train, above_dev)
+                self._checkpoint_between(level + 1)
+            if level + 1 < levels:
+                above_train, above_dev = (
+                    self._rank(level, split, above)
+                    for split, above in ((self.train_data, above_train), (self.dev_data, above_dev))
+                )
+        record = self._best_record(levels)
+        save_run(self.model, self.out, {**self.manifest, "metrics": {"dev": record}})
+        return record
+
+    # One level -------------------------------------------------------------------------------------------------------
+
+    def _train_level(self, level: int, above_train: Ranked | None, above_dev: Ranked | None) -> None:
+        settings, structure, position = self.settings, self.model.structure, self.position
+        targets = structure.level_targets(level, self.train_data.targets)
+        parents = structure.level_targets(level - 1, self.train_data.targets) if level else None
+        module = self.model.level(level)
+        optimizer, average = Optimizer(module, settings), WeightAverage(module)
+        torch.manual_seed(settings.seed + 1000 * (level + 1))
+        lengths = self.train_data.store.lengths
+        per_epoch = math.ceil(len(lengths) / settings.batch_size)
+        epochs = settings.epochs_at(level)
+        steps = per_epoch * epochs
+        evaluate_at = {
+            per_epoch * epoch + math.ceil(per_epoch * part / settings.evaluations)
+            for epoch in range(epochs)
+            for part in range(1, settings.evaluations + 1)
+        }
+        average_from = steps + 1 if settings.swa_start is None else settings.swa_start * steps
+        if (self.checkpoints / "last.safetensors").exists() and position.step:
+            self._read_checkpoint(module, optimizer, average)
+        else:
+            position.level, position.best, position.worse, position.finished = level, -1.0, 0, False
+            self._checkpoint(module, optimizer, average)
+
+        where, order, begun, documents = device(), [], time.perf_counter(), 0
+        metric: float | None = None
+        module.train()
+        while position.step < steps and not position.finished:
+            epoch, place = divmod(position.step, per_epoch)
+            if place == 0 or not order:
+                order = training_order(lengths, settings.batch_size, (settings.seed, level, epoch))
+            places = order[place]
+            batch = make_batch(self.train_data.store, places, training=True).to(where)
+            nodes = scores = None
+            if above_train is not None and parents is not None:
+                nodes, scores = candidates_for_training(above_train, parents, places)
+                nodes, scores = nodes.to(where), scores.to(where)
+            shortlist = structure.shortlist(level, batch, nodes, scores)
+            wanted = make_targets(targets, places)
+            wanted = type(wanted)(wanted.indptr.to(where), wanted.indices.to(where))
+            with autocast(settings.precision):
+                predicted = module(batch, shortlist)
+            loss = self.model.loss(predicted, shortlist, wanted)
+            loss.backward()
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise ConfigError(
+                    f"the loss became {value} at step {position.step} of level {level + 1}; "
+                    "lower training.learning_rate, or set training.precision float32"
+                )
+            optimizer.step(learning_rate(settings, position.step, steps))
+            position.step += 1
+            if position.step > average_from and position.step % settings.swa_every == 0:
+                average.add()
+            documents += len(places)
+            position.loss = value if position.loss is None else 0.98 * position.loss + 0.02 * value
+            evaluating = position.step in evaluate_at
+            if evaluating:
+                metric = self._evaluate(level, average, above_dev, epoch + 1)
+            if evaluating or position.step % settings.checkpoint_every == 0:
+                self._checkpoint(module, optimizer, average)
+            seconds = time.perf_counter() - begun
+            self.listener.step(
+                Progress(
+                    level + 1,
+                    structure.num_levels,
+                    epoch + 1,
+                    epochs,
+                    position.step,
+                    steps,
+                    position.loss,
+                    documents / seconds,
+                    (steps - position.step) * settings.batch_size * seconds / documents,
+                    metric,
+                )
+            )
+            if self.listener.stop:
+                self._checkpoint(module, optimizer, average)
+                raise KeyboardInterrupt
+        weights, _ = read_tensors(self.checkpoints / f"level-{level}.safetensors")
+        load_weights(module, weights, self.checkpoints / f"level-{level}.safetensors")
+
+    def _evaluate(
+        self, level: int, average: WeightAverage, above: Ranked | None, epoch: int
+    ) -> float:
+        """Metrics on dev; keep the weights when they are the best so far."""
+        position, settings = self.position, self.settings
+        module = self.model.level(level)
+        average.swap()
+        values = dev_metrics(self.model, level, self.dev_data.store, self.dev_data.targets, above, settings.metric)
+        if values[settings.metric] > position.best:
+            position.best, position.worse = values[settings.metric], 0
+            write_tensors(self.checkpoints / f"level-{level}.safetensors", module.state_dict())
+        else:
+            position.worse += 1
+            position.finished = settings.patience is not None and position.worse >= settings.patience
+        average.swap()
+        record = {"level": level + 1, "epoch": epoch, "step": position.step, "loss": position.loss, **values}
+        position.evaluations += 1
+        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self.listener.evaluated(record)
+        return values[settings.metric]
+
+    def _rank(self, level: int, split: _Split, above: Ranked | None) -> Ranked:
+        """The best nodes of a finished level, from which the next takes its candidates; kept for a resumed run."""
+        name = "train" if split is self.train_data else "dev"
+        path = self.checkpoints / f"ranked-{level}-{name}.safetensors"
+        if path.exists():
+            tensors, _ = read_tensors(path)
+            return Ranked(tensors["nodes"].numpy(), tensors["scores"].numpy())
+        self.listener.message(f"ranking the {self.model.structure.level_size(level)} nodes of level {level + 1} on {name}")
+        ranked = rank_level(self.model, level, split.store, above, self.model.structure.beam)
+        write_tensors(path, {"nodes": torch.from_numpy(ranked.nodes), "scores": torch.from_numpy(ranked.scores)})
+        return ranked
+
+    # Checkpoints -----------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, module: torch.nn.Module, optimizer: Optimizer, average: WeightAverage) -> None:
+        self.position.averaged = average.count
+        tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in average.mean.items()}
+        tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["rng.cuda"] = torch.cuda.get_rng_state()
+        write_tensors(self.checkpoints / "last.safetensors", tensors, asdict(self.position))
+
+    def _checkpoint_between(self, level: int) -> None:
+        """Mark that the levels above `level` are done; the next one begins from its own initial weights."""
+        self.position = Position(level=level, evaluations=self.position.evaluations)
+        write_tensors(self.checkpoints / "last.safetensors", {}, asdict(self.position))
+
+    def _read_checkpoint(self, module: torch.nn.Module, optimizer: Optimizer, average: WeightAverage) -> None:
+        path = self.checkpoints / "last.safetensors"
+        tensors, _ = read_tensors(path)
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+        load_weights(module, part("model."), path)
+        optimizer.load_state(part("optimizer."))
+        average.mean, average.count = {name: v.to(device()) for name, v in part("average.").items()}, self.position.averaged
+        torch.set_rng_state(tensors["rng.cpu"])
+        if torch.cuda.is_available() and "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"])
+
+    def _read_finished_levels(self) -> None:
+        """Bring a restored model to where the checkpoint stands, and drop what was recorded after it."""
+        tensors, note = read_tensors(self.checkpoints / "last.safetensors")
+        self.position = Position(**note)
+        for level in range(self.position.level):
+            if level:
+                self.model.add_level()
+            path = self.checkpoints / f"level-{level}.safetensors"
+            load_weights(self.model.level(level), read_tensors(path)[0], path)
+        if self.position.level == 0 and self.position.step == 0:
+            weights = {name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")}
+            load_weights(self.model.level(0), weights, self.checkpoints / "last.safetensors")
+        metrics = self.out / "metrics.jsonl"
+        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
+        write_bytes(metrics, "".join(lines[: self.position.evaluations]).encode())
+
+    def _best_record(self, level: int) -> dict[str, float]:
+        """The evaluation whose weights were kept at `level`, which counts from 1."""
+        lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        records: list[dict[str, float]] = [record for record in map(json.loads, lines) if record["level"] == level]
+        return max(records, key=lambda record: record[self.settings.metric])
+
+    # Before the first step ------------------------------------------------------------------------------------------
+
+    def _check_resources(self) -> None:
+        """Say what the run needs, and refuse what cannot fit."""
+        model, settings = self.model, self.settings
+        structure, module = model.structure, model.level(0)
+        shared = sum(parameter.numel() for parameter in module.parameters())
+        size = module.encoder.size
+        first = sum(
+            parameter.numel()
+            for name, parameter in module.fusion.named_parameters()
+            if name.split(".")[0] in module.fusion.per_node
+        )
+        rows = first // structure.level_size(0)
+        sizes = [structure.level_size(level) for level in range(structure.num_levels)]
+        parameters = [shared - first + rows * nodes for nodes in sizes]
+        tokens = max(int(self.train_data.store.lengths.max(initial=1)), 1)
+        widest = max([sizes[0], *(min(nodes, structure.beam * 64) for nodes in sizes[1:])])
+        # Weights, gradients, two moments and the average; then states and label contexts, forward and backward.
+        training = max(parameters) * 4 * 5 + sum(parameters) * 4
+        activations = settings.batch_size * 4 * (6 * tokens * size + 4 * widest * size + 2 * widest * tokens)
+        needed, there = training + activations, psutil.virtual_memory().available
+        steps = [
+            math.ceil(len(self.train_data.store) / settings.batch_size) * settings.epochs_at(level)
+            for level in range(structure.num_levels)
+        ]
+        nodes = " + ".join(f"{count:,}" for count in sizes)
+        precision = "bfloat16" if uses_bfloat16(settings.precision) else "float32"
+        self.listener.message(
+            f"{sum(parameters):,} parameters, {nodes} nodes, {' + '.join(map(str, steps))} steps of "
+            f"{settings.batch_size} texts in {precision} on {device().type}; "
+            f"about {needed / 2**30:.1f} GiB of {there / 2**30:.1f} GiB free memory"
+        )
+        if needed > there and device().type == "cpu":
+            option = "training.batch_size" if activations > training else "the encoder's and the structure's size"
+            raise ResourceError(
+                f"training needs about {needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB are free; lower {option}"
+            )
+        existing = next(folder for folder in (self.out.absolute(), *self.out.absolute().parents) if folder.exists())
+        disk, free = sum(parameters) * 4 * 6, shutil.disk_usage(existing).free
+        if disk > free:
+            raise ResourceError(
+                f"checkpoints need about {disk / 2**30:.1f} GiB in {str(self.out)!r}, {free / 2**30:.1f} GiB are free; "
+                "free space or choose another --out"
+            )
+
+
+def candidates_for_training(above: Ranked, parents: csr_matrix, places: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The nodes whose children are a text's candidates: all true ones, then the best predicted, up to the beam.
+
+    above: the beam's worth of nodes predicted for each text. parents: (N, nodes) CSR, the true ones. Returns nodes
+    (B,b) int64, -1 = none, and their predicted probabilities (B,b), 1 for a true one (AttentionXML section 2.3, 2).
+    """
+    rows = []
+    for place in places:
+        true = parents.indices[parents.indptr[place] : parents.indptr[place + 1]]
+        predicted = above.nodes[place]
+        other = (predicted >= 0) & ~np.isin(predicted, true)
+        room = max(0, above.nodes.shape[1] - len(true))
+        rows.append(
+            (
+                np.concatenate([true, predicted[other][:room]]),
+                np.concatenate([np.ones(len(true), np.float32), above.scores[place][other][:room]]),
+            )
+        )
+    width = max(1, max(len(nodes) for nodes, _ in rows))
+    nodes, scores = np.full((len(rows), width), -1, np.int64), np.zeros((len(rows), width), np.float32)
+    for row, (found, probability) in enumerate(rows):
+        nodes[row, : len(found)], scores[row, : len(found)] = found, probability
+    return torch.from_numpy(nodes), torch.from_numpy(scores)
+
+
+def dev_metrics(
+    model: Model, level: int, store: TokenStore, labels: csr_matrix, above: Ranked | None, metric: str
+) -> dict[str, float]:
+    """Ranking metrics of one level: of its nodes, or at the last level of the labels themselves."""
+    name, _, k = metric.partition("@")
+    ks = tuple(sorted({1, 3, 5, int(k)}))
+    ranked = rank_level(model, level, store, above, max(ks))
+    known: LabelSet = model.task.labels
+    if level == model.structure.num_levels - 1:
+        top, truth, counts = node_labels(model, ranked.nodes), labels, known.counts
+        counts = np.concatenate([counts, np.zeros(max(0, truth.shape[1] - len(counts)), counts.dtype)])
+    else:
+        top = ranked.nodes.astype(np.int64)
+        truth = model.structure.level_targets(level, labels[:, : model.task.num_labels].tocsr())
+        counts = np.asarray(truth.sum(axis=0)).ravel()
+    weights = inverse_propensity(counts, known.num_documents) if name.startswith("PS") else None
+    values = ranking_metrics(top, truth.indptr.astype(np.int64), truth.indices.astype(np.int64), weights, ks)
+    return {key: round(value, 6) for key, value in values.items()}
+
+
+def _subset(store: TokenStore, chosen: np.ndarray) -> TokenStore:
+    offsets = np.concatenate([[0], np.cumsum(store.lengths[chosen])])
+    tokens = np.concatenate([store[place] for place in chosen]) if len(chosen) else np.zeros(0, np.int32)
+    return TokenStore(tokens, offsets)
