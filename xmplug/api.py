@@ -53,13 +53,13 @@ def train(
     plugins = Plugins().load(tuple(plugin_files))
     overrides = dict(options or {})
     resolved = resolve(plugins, plugin, preset=preset, file=config, overrides=overrides.items())
+    dataset = load_dataset(data, format=data_format, labels=labels, dev_fraction=dev_fraction)
     source = {
-        "spec": str(data) if Path(data).suffix == "" and not Path(data).exists() else str(Path(data).absolute()),
+        "spec": dataset.spec,
         "format": data_format,
         "labels": None if labels is None else str(Path(labels).absolute()),
         "dev_fraction": dev_fraction,
     }
-    dataset = load_dataset(**source)
     if ensemble == 1:
         train_run(resolved, plugins, dataset, out, source=source, listener=listener)
         return load_run(out, plugins)

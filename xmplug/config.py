@@ -46,13 +46,6 @@ class TrainingConfig(ComponentConfig):
     )
     seed: int = Field(0, ge=0, description="seed of everything random: weights, order, dropout, trees")
 
-    @field_validator("epochs", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return value.split(",")
-        return (value,) if isinstance(value, int) else value
-
     @field_validator("epochs")
     @classmethod
     def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
@@ -67,11 +60,6 @@ class TrainingConfig(ComponentConfig):
         if name not in {"P", "nDCG", "R", "RP", "PSP", "PSnDCG"} or not k.isdigit() or int(k) < 1:
             raise ValueError("give P@k, nDCG@k, R@k, RP@k, PSP@k or PSnDCG@k with a number for k")
         return value
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _none(cls, value: Any) -> Any:
-        return None if value == "none" else value
 
     def epochs_at(self, level: int) -> int:
         """Passes over the data at `level`, the first level being 0."""

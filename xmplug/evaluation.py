@@ -16,6 +16,9 @@ from .metrics import Report, evaluate, popularity, propensity_constants
 from .plugins import Plugins
 from .saving import load_run, read_manifest
 
+_DEPTH = 20
+"""Labels ranked for each text at least: F1 counts those above the threshold, and few texts have more."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -57,11 +60,11 @@ def evaluate_documents(tagger: Tagger, documents: Any, name: str, ks: Sequence[i
     known = truth[:, : labels.num_trained]
     if not known.nnz:
         raise DataError(f"no label of {name!r} is known to the model; is it the corpus for this run?")
-    k = max(ks)
+    k = max(*ks, _DEPTH)
     settings: dict[str, Any] = {"ks": tuple(ks), "propensity": propensity_constants(name)}
     chunks = list(_ranked(tagger, documents, k))
     predictions = (np.concatenate([top for top, _ in chunks]), np.concatenate([scores for _, scores in chunks]))
-    common, share = popularity(labels.counts[: labels.num_trained], k)
+    common, share = popularity(labels.counts[: labels.num_trained], labels.num_documents, k)
     baseline = (np.tile(common, (len(documents), 1)), np.tile(share, (len(documents), 1)))
     rows = {
         "popularity": evaluate(baseline, truth, labels.counts, labels.num_documents, **settings),

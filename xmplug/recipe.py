@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from .errors import PluginError
 
@@ -19,9 +19,24 @@ SLOTS: tuple[Slot, ...] = ("encoder", "label_structure", "fusion", "loss")
 
 
 class ComponentConfig(BaseModel):
-    """Base of a component's options: typed, bounded, described; an unknown key is an error."""
+    """Base of a component's options: typed, bounded, described; an unknown key is an error.
+
+    Text, as a command line gives it, is read by the field's type: "none" where None is allowed, and commas between
+    the items of a tuple.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_text(cls, values: Any) -> Any:
+        for name, field in cls.model_fields.items():
+            value = values.get(name)
+            if get_origin(field.annotation) is tuple and isinstance(value, (str, int)):
+                values[name] = tuple(value.split(",")) if isinstance(value, str) and value else (value,) if value else ()
+            elif value == "none" and type(None) in get_args(field.annotation):
+                values[name] = None
+        return values
 
 
 @dataclass(frozen=True)

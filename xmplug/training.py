@@ -193,6 +193,8 @@ class Trainer:
         self.dev_data = _Split(
             TokenStore.of_documents(encoder.tokenizer, dev_split, encoder.max_tokens), dev_split.targets(labels)
         )
+        if not self.dev_data.targets[:, : self.task.num_labels].nnz:
+            raise DataError("no dev text has a label that occurs in training; give more texts or another dev split")
         if self.settings.dev_documents is not None and self.settings.dev_documents < len(self.dev_data.store):
             chosen = np.sort(
                 np.random.default_rng(self.settings.seed).permutation(len(self.dev_data.store))[: self.settings.dev_documents]

@@ -1,14 +1,15 @@
 """Documents, and the file formats they come in.
 
     jsonl          lines of {"text": ..., "labels": [...]}, optionally with "id"
-    xmc            the Extreme Classification Repository's raw text: lines of {"uid", "title", "content", "target_ind"}
+    xmc            raw text of the Extreme Classification Repository: lines of {"uid", "title", "content",
+                   "target_ind"}
     attentionxml   NAME_texts.txt with a text on each line, NAME_labels.txt with its labels on the same line
     annif-tsv      lines of text, tab, <uri> <uri> ...
     annif          a folder of NAME.txt with NAME.tsv (<uri>, tab, label) or NAME.key (a label on each line)
     libmultilabel  lines of labels, tab, text; or of id, tab, labels, tab, text
 
-All are UTF-8, with or without byte order mark, ended by LF or CRLF, plain or packed as .gz or .xz. They are read one
-document at a time. `read_svmlight` reads the repository's feature form, which has no texts.
+All are UTF-8, with or without byte order mark, ended by LF or CRLF, plain or packed as .gz or .xz. They are
+read one document at a time. `read_svmlight` reads the repository's feature form, which has no texts.
 """
 
 from __future__ import annotations
@@ -44,12 +45,14 @@ class Located(NamedTuple):
     line: int | None
 
 
-def read_documents(path: str | Path, format: str | None = None, *, labelled: bool = True) -> Iterator[Document]:
+def read_documents(
+    path: str | Path, format: str | None = None, *, labelled: bool = True
+) -> Iterator[Document]:
     """The documents of a file, or of a folder in Annif's form, one at a time.
 
-    format: one of `FORMATS`, found by `detect_format` when None. labelled: whether JSON lines must have "labels".
-    Documents without an id are numbered by their line. Raises DataError, with file and line, for all that is not as
-    the format has it.
+    format: one of `FORMATS`, found by `detect_format` when None. labelled: whether JSON lines must have
+    "labels". Documents without an id are numbered by their line. Raises DataError, with file and line, for
+    all that is not as the format has it.
     """
     for located in read_located(path, format, labelled=labelled):
         yield located.document
@@ -58,7 +61,8 @@ def read_documents(path: str | Path, format: str | None = None, *, labelled: boo
 def read_located(
     path: str | Path, format: str | None = None, *, labelled: bool = True, report: Report = fail
 ) -> Iterator[Located]:
-    """As `read_documents`, with the place of each. A wrong record goes to `report` and is left out; the default raises it."""
+    """As `read_documents`, with the place of each. A wrong record goes to `report` and is left out; the
+    default raises it."""
     path = existing(path)
     format = detect_format(path) if format is None else format
     if format not in FORMATS:
@@ -67,7 +71,8 @@ def read_located(
 
 
 def detect_format(path: str | Path) -> str:
-    """The format of a file or folder, by its name and its first lines. Raises DataError where it cannot be told."""
+    """The format of a file or folder, by its name and its first lines. Raises DataError where it cannot be
+    told."""
     path = existing(path)
     if path.is_dir():
         if any(path.glob("*.txt")) and (any(path.glob("*.tsv")) or any(path.glob("*.key"))):
@@ -97,8 +102,9 @@ def write_documents(documents: Iterable[Document], path: str | Path) -> int:
     """
     count = 0
     with writing(path) as file:
-        for count, document in enumerate(documents, 1):
+        for document in documents:
             file.write(json.dumps(document._asdict(), ensure_ascii=False) + "\n")
+            count += 1
     return count
 
 
@@ -106,8 +112,11 @@ class Wrong(ValueError):
     """What is wrong with one record."""
 
 
-def _each_line(parse: Callable[[str, str, bool], Document]) -> Callable[[Path, Report, bool], Iterator[Located]]:
-    """A reader of files with one document on each line that is not blank, from `parse(line, number, labelled)`."""
+def _each_line(
+    parse: Callable[[str, str, bool], Document],
+) -> Callable[[Path, Report, bool], Iterator[Located]]:
+    """A reader of files with one document on each line that is not blank, from `parse(line, number,
+    labelled)`."""
 
     def read(path: Path, report: Report, labelled: bool) -> Iterator[Located]:
         for number, line in lines(path, report):
@@ -151,7 +160,7 @@ def string(value: Any, what: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise Wrong(f"{what} holds half of a surrogate pair, {ascii(value[error.start])}; remove it") from error
+        raise Wrong(f"{what} holds half of a surrogate pair, {value[error.start]!a}; remove it") from error
     return value
 
 
@@ -221,7 +230,10 @@ def _attentionxml(path: Path, report: Report, labelled: bool) -> Iterator[Locate
     for text, labels in zip_longest(lines(path), lines(beside)):
         if text is None or labels is None:
             shorter, number = (path, labels[0]) if text is None else (beside, text[0])
-            raise DataError(f"ends before line {number}, which the file beside it has; they must be of one length", shorter)
+            raise DataError(
+                f"ends before line {number}, which the file beside it has; they must be of one length",
+                shorter,
+            )
         yield Located(Document(str(text[0]), text[1], tuple(labels[1].split())), path, text[0])
 
 
@@ -230,7 +242,9 @@ def _annif(path: Path, report: Report, labelled: bool) -> Iterator[Located]:
         raise DataError("expected a folder of .txt files with .tsv or .key files", path)
     for file in sorted(path.glob("*.txt")):
         text = "\n".join(line for _, line in lines(file, report))
-        keys = next((file.with_suffix(end) for end in (".tsv", ".key") if file.with_suffix(end).exists()), None)
+        keys = next(
+            (file.with_suffix(end) for end in (".tsv", ".key") if file.with_suffix(end).exists()), None
+        )
         if keys is None and labelled:
             report(DataError("has neither a .tsv nor a .key file beside it", file))
             continue
@@ -251,8 +265,8 @@ FORMATS: dict[str, Callable[[Path, Report, bool], Iterator[Located]]] = {
 def read_svmlight(path: str | Path) -> tuple[csr_matrix, csr_matrix]:
     """Features (N, D) float32 and labels (N, L) int8 of the Extreme Classification Repository's feature form.
 
-    Its first line is `N D L`; each further line is `l,l,... f:v f:v ...`, counted from 0. Raises DataError, with file
-    and line, when the file does not keep to that.
+    Its first line is `N D L`; each further line is `l,l,... f:v f:v ...`, counted from 0. Raises DataError,
+    with file and line, when the file does not keep to that.
     """
     import numpy as np
     from scipy.sparse import csr_matrix
@@ -261,7 +275,11 @@ def read_svmlight(path: str | Path) -> tuple[csr_matrix, csr_matrix]:
     source = lines(path)
     _, header = next(source, (1, ""))
     if not re.fullmatch(r"\d+ \d+ \d+\s*", header):
-        raise DataError(f"expected a first line with the numbers of documents, features and labels, found {header[:60]!r}", path, 1)
+        raise DataError(
+            f"expected a first line with the numbers of documents, features and labels, found {header[:60]!r}",
+            path,
+            1,
+        )
     rows, width, num_labels = map(int, header.split())
     features, values, labels = array("q"), array("f"), array("q")
     feature_ends, label_ends = array("q", [0]), array("q", [0])
@@ -278,15 +296,24 @@ def read_svmlight(path: str | Path) -> tuple[csr_matrix, csr_matrix]:
                 features.append(int(feature))
                 values.append(float(value))
         except (ValueError, OverflowError) as error:
-            raise DataError(f"expected labels l,l,... and features f:v, found {line[:60]!r}", path, number) from error
-        for what, ids, ends, size in (("label", labels, label_ends, num_labels), ("feature", features, feature_ends, width)):
+            raise DataError(
+                f"expected labels l,l,... and features f:v, found {line[:60]!r}", path, number
+            ) from error
+        for what, ids, ends, size in (
+            ("label", labels, label_ends, num_labels),
+            ("feature", features, feature_ends, width),
+        ):
             wrong = [i for i in ids[ends[-1] :] if not 0 <= i < size]
             if wrong:
-                raise DataError(f"{what} {wrong[0]} is outside 0..{size - 1}, as the first line has it", path, number)
+                raise DataError(
+                    f"{what} {wrong[0]} is outside 0..{size - 1}, as the first line has it", path, number
+                )
             ends.append(len(ids))
     if len(feature_ends) != rows + 1:
         raise DataError(f"the first line announces {rows} documents, found {len(feature_ends) - 1}", path)
-    truth = csr_matrix((np.ones(len(labels), np.int8), np.array(labels), np.array(label_ends)), shape=(rows, num_labels))
+    truth = csr_matrix(
+        (np.ones(len(labels), np.int8), np.array(labels), np.array(label_ends)), shape=(rows, num_labels)
+    )
     found = csr_matrix((np.array(values), np.array(features), np.array(feature_ends)), shape=(rows, width))
     for matrix in (truth, found):
         matrix.sum_duplicates()

@@ -1,4 +1,5 @@
-"""Text files, plain or packed as .gz or .xz: reading by line, and writing that leaves a whole file or none."""
+"""Text files, plain or packed as .gz or .xz: reading by line, and writing that leaves a whole file or
+none."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def suffix(path: Path) -> str:
 def lines(path: Path, report: Report = fail) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file without their ends, numbered from 1, without a byte order mark.
 
-    A line that is not UTF-8 goes to `report` and is left out. Raises DataError for a file that cannot be read.
+    A line that is not UTF-8 goes to `report` and is left out. Raises DataError for a file that cannot be
+    read.
     """
     try:
         with opened(path) as file:
@@ -59,7 +61,13 @@ def lines(path: Path, report: Report = fail) -> Iterator[tuple[int, str]]:
                     line = raw.rstrip(b"\r\n").decode()
                 except UnicodeDecodeError as error:
                     wrong = raw[error.start]
-                    report(DataError(f"byte 0x{wrong:02x} is not UTF-8; convert the file, e.g. with iconv", path, number))
+                    report(
+                        DataError(
+                            f"byte 0x{wrong:02x} is not UTF-8; convert the file, e.g. with iconv",
+                            path,
+                            number,
+                        )
+                    )
                 else:
                     yield number, line
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
@@ -95,7 +103,9 @@ def writing(path: str | Path) -> Iterator[TextIO]:
             os.fsync(handle)
         scratch.replace(path)
     except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}; choose another place or free some space", path) from error
+        raise DataError(
+            f"cannot be written: {error.strerror}; choose another place or free some space", path
+        ) from error
     finally:
         if scratch is not None:
             scratch.unlink(missing_ok=True)
@@ -105,9 +115,11 @@ def writing(path: str | Path) -> Iterator[TextIO]:
 def _packing(raw: IO[bytes], suffix: str) -> Iterator[TextIO]:
     packed: Any = raw
     if suffix == ".gz":
-        packed = gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0)  # no name, no time: same bytes every time
+        packed = gzip.GzipFile(
+            fileobj=raw, mode="wb", filename="", mtime=0
+        )  # no name, no time: same bytes every time
     elif suffix == ".xz":
-        packed = lzma.LZMAFile(raw, "wb", preset=9 | lzma.PRESET_EXTREME)
+        packed = lzma.LZMAFile(raw, "wb")  # noqa: SIM115
     text = io.TextIOWrapper(packed, encoding="utf-8", newline="\n")
     try:
         yield text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import ClassVar
 
@@ -25,7 +26,7 @@ class LabelAttention(Fusion):
 
     per_node: ClassVar[tuple[str, ...]] = ("queries",)
 
-    def __init__(self, config: LabelAttentionConfig, size: int, num_nodes: int):
+    def __init__(self, config: LabelAttentionConfig, size: int, num_nodes: int, rate: float = 0.5):
         super().__init__()
         self.queries = nn.Embedding(num_nodes, size, sparse=num_nodes >= _SPARSE_FROM)
         nn.init.xavier_uniform_(self.queries.weight)
@@ -34,10 +35,13 @@ class LabelAttention(Fusion):
         self.output = nn.Linear(widths[-1], 1)
         for layer in (*self.layers, self.output):
             nn.init.xavier_uniform_(layer.weight)
+        # Before it has learned anything, the model says of every node how often a node is true.
+        nn.init.constant_(self.output.bias, math.log(rate / (1 - rate)))
 
     @classmethod
     def build(cls, config: LabelAttentionConfig, size: int, num_nodes: int, task: Task) -> LabelAttention:
-        return cls(config, size, num_nodes)
+        per_text = task.labels.counts.sum() / task.labels.num_documents
+        return cls(config, size, num_nodes, min(0.5, per_text / num_nodes))
 
     def forward(self, encoded: Encoded, shortlist: Shortlist) -> Scores:
         states = _states(encoded)
