@@ -11,8 +11,7 @@ help: ## what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: $(VENV)/.installed ## train AttentionXML on the bundled corpus, evaluate it, tag unseen texts
-	$(BIN)/xmplug train --plugin attentionxml --preset demo --data debtags --out runs/demo
-	$(BIN)/python -m xmplug.cli demo
+	$(BIN)/xmplug demo
 
 test: $(VENV)/.installed ## run the tests
 	$(BIN)/python -m pytest -q

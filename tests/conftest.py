@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 import xmplug
 from xmplug.data import synthetic_dataset
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from xmplug.config import read_config, resolve
 from xmplug.errors import ConfigError, PluginError
 from xmplug.plugins import Plugins
@@ -20,9 +21,7 @@ def test_later_layers_win(plugins: Plugins) -> None:
     paper = resolve(plugins, "attentionxml", preset="amazon-670k")
     assert (paper.training.batch_size, paper.training.epochs) == (200, (10,))
     file = {"training": {"batch_size": 50, "epochs": 7}}
-    config = resolve(
-        plugins, "attentionxml", preset="amazon-670k", file=file, overrides=[("training.epochs", "3,2")]
-    )
+    config = resolve(plugins, "attentionxml", preset="amazon-670k", file=file, overrides=[("training.epochs", "3,2")])
     assert config.training.batch_size == 50
     assert [config.training.epochs_at(level) for level in range(3)] == [3, 2, 2]
     assert config.options["label_structure"].height == 3  # type: ignore[attr-defined]
@@ -94,7 +93,7 @@ def test_config_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         read_config(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text('{"training": ')
-    with pytest.raises(ConfigError, match="not JSON.*line 1"):
+    with pytest.raises(ConfigError, match=r"not JSON.*line 1"):
         read_config(tmp_path / "bad.json")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ConfigError, match="expected a JSON object"):

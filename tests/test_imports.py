@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import xmplug
 
 ROOT = Path(xmplug.__file__).parent
@@ -87,6 +88,9 @@ def test_plugins_import_public_rooms_only(path: Path) -> None:
     ids=["cli", "plugins", "train --help", "config"],
 )
 def test_comes_up_without_torch(code: str) -> None:
-    check = "\nimport sys\nheavy = {'torch', 'numpy', 'scipy', 'gensim', 'tokenizers'} & set(sys.modules)\nassert not heavy, heavy"
+    check = (
+        "\nimport sys\nheavy = {'torch', 'numpy', 'scipy', 'gensim', 'tokenizers'} & set(sys.modules)"
+        "\nassert not heavy, heavy"
+    )
     done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr

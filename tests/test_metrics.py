@@ -93,9 +93,7 @@ def test_f1_agrees_with_scikit_learn(threshold: float) -> None:
     np.put_along_axis(predicted, top[:, :8], ranked[:, :8] >= threshold, axis=1)
     occurring = (dense | predicted).any(axis=0)
     labelled = dense.any(axis=1)
-    report = evaluate(
-        (top[:, :8], ranked[:, :8]), csr_matrix(dense), np.full(30, 5), 400, threshold=threshold
-    )
+    report = evaluate((top[:, :8], ranked[:, :8]), csr_matrix(dense), np.full(30, 5), 400, threshold=threshold)
     for average in ("micro", "macro"):
         expected = f1_score(
             dense[labelled][:, occurring], predicted[labelled][:, occurring], average=average, zero_division=0
@@ -230,9 +228,7 @@ documents = st.tuples(st.lists(scored, min_size=4, max_size=4), st.sets(st.integ
     counts=st.lists(st.sampled_from([0, 1, 9, 10, 99, 100, 5000]), min_size=10, max_size=10),
     k=st.integers(1, 6),
 )
-def test_is_its_definition(
-    rows: list[tuple[list[tuple[int, float]], set[int]]], counts: list[int], k: int
-) -> None:
+def test_is_its_definition(rows: list[tuple[list[tuple[int, float]], set[int]]], counts: list[int], k: int) -> None:
     top = [[label for label, _ in row] for row, _ in rows]
     scores = [[score for _, score in row] for row, _ in rows]
     truth = [true for _, true in rows]
@@ -244,9 +240,7 @@ def test_is_its_definition(
 
 
 def test_truth_with_explicit_zeros_and_unsorted_repeated_cells_is_read_as_it_is_meant() -> None:
-    cells = csr_matrix(
-        (np.array([1, 1, 1, 0], np.int8), np.array([2, 0, 2, 1]), np.array([0, 3, 4])), shape=(2, 3)
-    )
+    cells = csr_matrix((np.array([1, 1, 1, 0], np.int8), np.array([2, 0, 2, 1]), np.array([0, 3, 4])), shape=(2, 3))
     report = evaluate((np.array([[2, 1], [1, 0]]), np.ones((2, 2))), cells, np.ones(3), 10, ks=(2,))
     assert (report.documents, report.unlabelled) == (1, 1)
     assert report["R@2"] == 0.5

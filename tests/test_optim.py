@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
+
 from xmplug.config import TrainingConfig
 from xmplug.optim import Optimizer, WeightAverage, clip_gradients, learning_rate
 
@@ -99,7 +101,7 @@ def test_learning_rates() -> None:
     linear = TrainingConfig(learning_rate=1.0, schedule="linear", warmup=0.1)
     rates = [learning_rate(linear, step, 100) for step in range(100)]
     assert rates[0] < 0.2 and max(rates) == pytest.approx(1.0) and rates.index(max(rates)) == 10
-    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:]))
+    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
     assert 0 < rates[-1] < 0.02
     constant = TrainingConfig(learning_rate=0.5)
     assert {learning_rate(constant, step, 100) for step in range(100)} == {0.5}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from xmplug.errors import PluginConflictError, PluginError
 from xmplug.plugins import Plugins
 
@@ -52,7 +53,7 @@ def test_an_ambiguous_short_name_names_both(site: Path) -> None:
 def test_two_distributions_with_one_name_are_a_conflict_that_names_both(site: Path) -> None:
     _distribution(site, "acme-one", "acme", "acme_one", LOSS.format(name="a", module="acme_one"))
     _distribution(site, "acme-two", "acme", "acme_two", LOSS.format(name="b", module="acme_two"))
-    with pytest.raises(PluginConflictError, match="acme-one 1.0 .*acme-two 1.0|acme-two 1.0 .*acme-one 1.0"):
+    with pytest.raises(PluginConflictError, match=r"acme-one 1.0 .*acme-two 1.0|acme-two 1.0 .*acme-one 1.0"):
         Plugins().load()
 
 
@@ -62,7 +63,7 @@ def test_a_broken_plugin_is_reported_and_kills_nothing_else(site: Path) -> None:
     assert plugins.recipe("attentionxml").plugin == "attentionxml"
     (broken,) = [plugin for plugin in plugins.found if plugin.name == "broken"]
     assert "no_such_module_anywhere" in broken.error
-    with pytest.raises(PluginError, match="does not load.*no_such_module_anywhere"):
+    with pytest.raises(PluginError, match=r"does not load.*no_such_module_anywhere"):
         plugins.recipe("broken")
 
 

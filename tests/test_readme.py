@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from xmplug.data import synthetic_dataset
 
 README = Path(__file__).parent.parent / "README.md"
@@ -45,9 +46,22 @@ def test_the_plugin_trains_and_its_run_names_it(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "xmplug.cli", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
-    quick = "--encoder.vectors random --encoder.hidden 8 --training.epochs 1".split()
+    quick = ["--encoder.vectors", "random", "--encoder.hidden", "8", "--training.epochs", "1"]
     trained = xmplug(
-        *"train --plugin attentionxml --plugin-file focal.py --loss focal:focal --data corpus --out run".split(), *quick
+        *[
+            "train",
+            "--plugin",
+            "attentionxml",
+            "--plugin-file",
+            "focal.py",
+            "--loss",
+            "focal:focal",
+            "--data",
+            "corpus",
+            "--out",
+            "run",
+        ],
+        *quick,
     )
     assert trained.returncode == 0, trained.stderr
     (tmp_path / "texts").write_text("word1x1 word1x2\n")

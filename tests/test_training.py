@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import xmplug
 from scipy.sparse import csr_matrix
+
+import xmplug
 from xmplug.api import resume
 from xmplug.data.batches import training_order
 from xmplug.evaluation import evaluate_run
@@ -53,7 +54,9 @@ class _StopAt(Listener):
 
 
 @pytest.mark.parametrize(("level", "step"), [(1, 3), (1, 25), (2, 1), (2, 77)])
-def test_a_stopped_run_resumes_to_the_same_numbers(run: Path, corpus: Path, tmp_path: Path, level: int, step: int) -> None:
+def test_a_stopped_run_resumes_to_the_same_numbers(
+    run: Path, corpus: Path, tmp_path: Path, level: int, step: int
+) -> None:
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         xmplug.train("attentionxml", corpus, out, options=QUICK | PLT, listener=_StopAt(level, step))
@@ -174,7 +177,7 @@ def test_explanations_point_at_the_words_of_the_label(run: Path) -> None:
     text = "noise1 word0x1 noise2 word0x2 noise3 word0x3 noise4"
     found = {item.prediction.label: item for item in xmplug.load(run).explain(text, k=3)}
     best = max(found.values(), key=lambda item: item.prediction.score)
-    word, start, end, weight = best.words[0]
+    word, start, end, _ = best.words[0]
     assert word.startswith("word0") and text[start:end] == word
     assert 0.99 < sum(weight for *_, weight in xmplug.load(run).explain(text, k=1, words=99)[0].words) < 1.01
 
@@ -209,7 +212,8 @@ def test_bce_is_pytorchs_summed_over_candidates(with_candidates: bool) -> None:
     logits = torch.randn(3, 5, dtype=torch.float64) * 20
     nodes = torch.tensor([[8, 1, 3, -1, -1], [0, 2, 4, 6, 8], [5, 6, 7, 1, -1]]) if with_candidates else None
     true = [[1, 4], [], [0, 1]] if nodes is None else [[1, 8, 9], [], [1, 5]]
-    targets = Targets(torch.tensor([0, len(true[0]), len(true[0]), sum(map(len, true))]), torch.tensor(sum(true, [])))
+    ends = [0, len(true[0]), len(true[0]), len(true[0]) + len(true[2])]
+    targets = Targets(torch.tensor(ends), torch.tensor([*true[0], *true[2]]))
     dense = torch.zeros(3, 5, dtype=torch.float64)
     for row in range(3):
         for column in range(5):

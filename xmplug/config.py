@@ -93,7 +93,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"config file {str(path)!r} does not exist; `xmplug config` prints one to start from") from None
+        raise ConfigError(
+            f"config file {str(path)!r} does not exist; `xmplug config` prints one to start from"
+        ) from None
     except OSError as error:
         raise ConfigError(f"config file {str(path)!r} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -154,7 +156,14 @@ def options_of(config: type[ComponentConfig]) -> list[tuple[str, str, str, str]]
         choices = schema.get("enum")
         kinds = [schema] if "type" in schema else schema.get("anyOf", [])
         kind = "|".join(map(str, choices)) if choices else "|".join(str(item.get("type", "any")) for item in kinds)
-        rows.append((name, kind.replace("null", "none"), json.dumps(schema.get("default")), schema.get("description", "")))
+        rows.append(
+            (
+                name,
+                kind.replace("null", "none"),
+                json.dumps(schema.get("default")),
+                schema.get("description", ""),
+            )
+        )
     return rows
 
 

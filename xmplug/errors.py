@@ -6,9 +6,9 @@ without a traceback and exits with `exit_code`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Iterable
 
 
 class XmplugError(Exception):

@@ -63,7 +63,10 @@ def evaluate_documents(tagger: Tagger, documents: Any, name: str, ks: Sequence[i
     k = max(*ks, _DEPTH)
     settings: dict[str, Any] = {"ks": tuple(ks), "propensity": propensity_constants(name)}
     chunks = list(_ranked(tagger, documents, k))
-    predictions = (np.concatenate([top for top, _ in chunks]), np.concatenate([scores for _, scores in chunks]))
+    predictions = (
+        np.concatenate([top for top, _ in chunks]),
+        np.concatenate([scores for _, scores in chunks]),
+    )
     common, share = popularity(labels.counts[: labels.num_trained], labels.num_documents, k)
     baseline = (np.tile(common, (len(documents), 1)), np.tile(share, (len(documents), 1)))
     rows = {

@@ -30,11 +30,13 @@ class ComponentConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_text(cls, values: Any) -> Any:
-        for name, field in cls.model_fields.items():
+        for name, option in cls.model_fields.items():
             value = values.get(name)
-            if get_origin(field.annotation) is tuple and isinstance(value, (str, int)):
-                values[name] = tuple(value.split(",")) if isinstance(value, str) and value else (value,) if value else ()
-            elif value == "none" and type(None) in get_args(field.annotation):
+            if get_origin(option.annotation) is tuple and isinstance(value, (str, int)):
+                values[name] = (
+                    tuple(value.split(",")) if isinstance(value, str) and value else (value,) if value else ()
+                )
+            elif value == "none" and type(None) in get_args(option.annotation):
                 values[name] = None
         return values
 

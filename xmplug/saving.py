@@ -72,7 +72,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
             note = json.loads((file.metadata() or {}).get("note", "null"))
-            return {name: file.get_tensor(name) for name in file.keys()}, note
+            return {name: file.get_tensor(name) for name in file.keys()}, note  # noqa: SIM118, not a dict
     except FileNotFoundError:
         raise RunError(f"{path} is missing; the run is incomplete: train it again, or resume with --resume") from None
     except (SafetensorError, OSError, ValueError) as error:

@@ -147,7 +147,9 @@ class Trainer:
         self.position = Position()
         existed = out.exists()
         if out.exists() and not resume and any(out.iterdir()):
-            raise RunError(f"{str(out)!r} is not empty; choose another --out, or go on with `xmplug train --resume {out}`")
+            raise RunError(
+                f"{str(out)!r} is not empty; choose another --out, or go on with `xmplug train --resume {out}`"
+            )
 
         train_split, dev_split = dataset.split("train"), dataset.split("dev")
         self.task = Task(dataset.labels, self.settings.seed)
@@ -187,17 +189,24 @@ class Trainer:
                 shutil.rmtree(out, ignore_errors=True)
             raise
 
-    def _prepare(self, train_split: Documents, dev_split: Documents, labels_of_train: csr_matrix, labels: LabelSet) -> None:
+    def _prepare(
+        self, train_split: Documents, dev_split: Documents, labels_of_train: csr_matrix, labels: LabelSet
+    ) -> None:
         encoder = self.model.level(0).encoder
-        self.train_data = _Split(TokenStore.of_documents(encoder.tokenizer, train_split, encoder.max_tokens), labels_of_train)
+        self.train_data = _Split(
+            TokenStore.of_documents(encoder.tokenizer, train_split, encoder.max_tokens), labels_of_train
+        )
         self.dev_data = _Split(
-            TokenStore.of_documents(encoder.tokenizer, dev_split, encoder.max_tokens), dev_split.targets(labels)
+            TokenStore.of_documents(encoder.tokenizer, dev_split, encoder.max_tokens),
+            dev_split.targets(labels),
         )
         if not self.dev_data.targets[:, : self.task.num_labels].nnz:
             raise DataError("no dev text has a label that occurs in training; give more texts or another dev split")
         if self.settings.dev_documents is not None and self.settings.dev_documents < len(self.dev_data.store):
             chosen = np.sort(
-                np.random.default_rng(self.settings.seed).permutation(len(self.dev_data.store))[: self.settings.dev_documents]
+                np.random.default_rng(self.settings.seed).permutation(len(self.dev_data.store))[
+                    : self.settings.dev_documents
+                ]
             )
             self.dev_data = _Split(_subset(self.dev_data.store, chosen), self.dev_data.targets[chosen])
         self._check_resources()
@@ -250,7 +259,8 @@ class Trainer:
             position.level, position.best, position.worse, position.finished = level, -1.0, 0, False
             self._checkpoint(module, optimizer, average)
 
-        where, order, begun, documents = device(), [], time.perf_counter(), 0
+        where, begun, documents = device(), time.perf_counter(), 0
+        order: list[np.ndarray] = []
         metric: float | None = None
         module.train()
         while position.step < steps and not position.finished:
@@ -308,9 +318,7 @@ class Trainer:
         weights, _ = read_tensors(self.checkpoints / f"level-{level}.safetensors")
         load_weights(module, weights, self.checkpoints / f"level-{level}.safetensors")
 
-    def _evaluate(
-        self, level: int, average: WeightAverage, above: Ranked | None, epoch: int
-    ) -> float:
+    def _evaluate(self, level: int, average: WeightAverage, above: Ranked | None, epoch: int) -> float:
         """Metrics on dev; keep the weights when they are the best so far."""
         position, settings = self.position, self.settings
         module = self.model.level(level)
@@ -337,7 +345,9 @@ class Trainer:
         if path.exists():
             tensors, _ = read_tensors(path)
             return Ranked(tensors["nodes"].numpy(), tensors["scores"].numpy())
-        self.listener.message(f"ranking the {self.model.structure.level_size(level)} nodes of level {level + 1} on {name}")
+        self.listener.message(
+            f"ranking the {self.model.structure.level_size(level)} nodes of level {level + 1} on {name}"
+        )
         ranked = rank_level(self.model, level, split.store, above, self.model.structure.beam)
         write_tensors(path, {"nodes": torch.from_numpy(ranked.nodes), "scores": torch.from_numpy(ranked.scores)})
         return ranked
@@ -368,7 +378,10 @@ class Trainer:
 
         load_weights(module, part("model."), path)
         optimizer.load_state(part("optimizer."))
-        average.mean, average.count = {name: v.to(device()) for name, v in part("average.").items()}, self.position.averaged
+        average.mean, average.count = (
+            {name: v.to(device()) for name, v in part("average.").items()},
+            self.position.averaged,
+        )
         torch.set_rng_state(tensors["rng.cpu"])
         if torch.cuda.is_available() and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"])
@@ -431,7 +444,8 @@ class Trainer:
         if needed > there and device().type == "cpu":
             option = "training.batch_size" if activations > training else "the encoder's and the structure's size"
             raise ResourceError(
-                f"training needs about {needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB are free; lower {option}"
+                f"training needs about {needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB are free; "
+                f"lower {option}"
             )
         existing = next(folder for folder in (self.out.absolute(), *self.out.absolute().parents) if folder.exists())
         disk, free = sum(parameters) * 4 * 6, shutil.disk_usage(existing).free

@@ -23,9 +23,7 @@ def command() -> None:
     """
 
 
-_format_option = click.option(
-    "--format", help="Format of the documents, where it cannot be told from the files."
-)
+_format_option = click.option("--format", help="Format of the documents, where it cannot be told from the files.")
 _labels_option = click.option("--labels", metavar="FILE", help="Label file (JSON lines, TSV or SKOS).")
 
 
@@ -44,9 +42,7 @@ def stats(spec: str, format: str | None, labels: str | None) -> None:
     from ..data import load_dataset
 
     dataset = load_dataset(spec, format=format, labels=labels)
-    columns = {
-        name: _split_figures(dataset, name) for name in ("train", "dev", "test") if len(dataset.split(name))
-    }
+    columns = {name: _split_figures(dataset, name) for name in ("train", "dev", "test") if len(dataset.split(name))}
     table = Table(title=dataset.name)
     table.add_column("")
     for name in columns:

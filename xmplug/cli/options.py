@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-SLOT_OPTIONS = ("encoder", "label_structure", "fusion", "loss")
+from ..recipe import SLOTS, ComponentConfig
 
 
 class Sections(click.Command):
@@ -43,23 +43,29 @@ class Sections(click.Command):
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--plugin, --preset, --config and one option for each slot."""
-    for slot in reversed(SLOT_OPTIONS):
+    for slot in reversed(SLOTS):
         option = "--" + slot.replace("_", "-")
-        command = click.option(option, slot, metavar="ID", help=f"Another component for this slot, plugin:name.")(command)
+        command = click.option(option, slot, metavar="ID", help="Another component for this slot, plugin:name.")(
+            command
+        )
     command = click.option("--config", "config_file", metavar="FILE", help="Options from a JSON file.")(command)
     command = click.option("--preset", help="One of the method's presets.")(command)
-    command = click.option("--plugin-file", "plugin_files", multiple=True, metavar="FILE.py", help="Also load this plugin.")(
-        command
-    )
-    return click.option("--plugin", metavar="NAME", help="The method: a recipe's name, or a single-file plugin's path.")(
-        command
-    )
+    command = click.option(
+        "--plugin-file", "plugin_files", multiple=True, metavar="FILE.py", help="Also load this plugin."
+    )(command)
+    return click.option(
+        "--plugin", metavar="NAME", help="The method: a recipe's name, or a single-file plugin's path."
+    )(command)
 
 
 def plugin_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--plugin-file, for commands that read a run."""
     return click.option(
-        "--plugin-file", "plugin_files", multiple=True, metavar="FILE.py", help="A single-file plugin that the run needs."
+        "--plugin-file",
+        "plugin_files",
+        multiple=True,
+        metavar="FILE.py",
+        help="A single-file plugin that the run needs.",
     )(command)
 
 
@@ -78,7 +84,7 @@ def config_layers(context: click.Context, given: dict[str, Any]) -> Layers:
     """Put together what `recipe_options` and dotted options gave."""
     from ..config import read_config
 
-    slots = [(slot, given[slot]) for slot in SLOT_OPTIONS if given[slot] is not None]
+    slots = [(slot, given[slot]) for slot in SLOTS if given[slot] is not None]
     files = tuple(given["plugin_files"])
     recipe = given["plugin"] or ""
     if recipe.endswith(".py"):
@@ -91,7 +97,6 @@ def describe_options(given: dict[str, Any]) -> str:
     """The options and presets of the method asked for; without one, the methods there are."""
     from ..config import TrainingConfig, options_of
     from ..plugins import Plugins
-    from ..recipe import SLOTS
 
     context = click.get_current_context()
     layers = config_layers(context, given)
@@ -105,14 +110,16 @@ def describe_options(given: dict[str, Any]) -> str:
     formatter = click.HelpFormatter(width=100)
     presets = ", ".join(config.recipe.presets) or "none"
     formatter.write(f"\n{config.recipe.name}: {config.recipe.summary}\nPresets: {presets}\n")
-    for section in (*SLOTS, "training"):
-        model = TrainingConfig if section == "training" else config.components[section].config
+    models: dict[str, type[ComponentConfig]] = {slot: config.components[slot].config for slot in SLOTS}
+    models["training"] = TrainingConfig
+    for section, model in models.items():
         title = section.replace("_", "-")
         rows = [
-            (f"--{title}.{name} {kind}", f"{text} [{_shown(chosen[section][name])}]") for name, kind, _, text in options_of(model)
+            (f"--{title}.{name} {kind}", f"{text} [{_shown(chosen[section][name])}]")
+            for name, kind, _, text in options_of(model)
         ]
         if rows:
-            with formatter.section(title if section == "training" else f"{title} {config.components[section].id}"):
+            with formatter.section(title if section == "training" else f"{title} {chosen[section]['component']}"):
                 formatter.write_dl(rows, col_max=40)
     return formatter.getvalue().rstrip()
 

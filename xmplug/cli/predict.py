@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 @click.command("predict")
 @click.argument("run")
-@click.option("--input", "source", default="-", show_default=True, help="Corpus file, or lines of text; - reads standard input.")
+@click.option(
+    "--input",
+    "source",
+    default="-",
+    show_default=True,
+    help="Corpus file, or lines of text; - reads standard input.",
+)
 @click.option("--k", type=click.IntRange(1), default=5, show_default=True, help="Labels for each text.")
 @click.option("--threshold", type=click.FloatRange(0, 1), default=0.0, help="Leave out labels with a lower score.")
 @click.option("--format", "shape", type=click.Choice(["text", "jsonl", "tsv"]), default="jsonl", show_default=True)
@@ -44,7 +50,9 @@ def command(
             found = [item for item in tagger.explain(text, k) if item.prediction.score >= threshold]
             _print(shape, name, text, [item.prediction for item in found], found)
     else:
-        for (name, text), predictions in zip(again, tagger.predict_stream((text for _, text in documents), k, threshold)):
+        for (name, text), predictions in zip(
+            again, tagger.predict_stream((text for _, text in documents), k, threshold)
+        ):
             _print(shape, name, text, predictions, [])
 
 
@@ -85,5 +93,5 @@ def _print(shape: str, name: str, text: str, predictions: list[Prediction], expl
     else:
         click.echo(f"{name}: {text[:100]}{'...' if len(text) > 100 else ''}")
         for at, label in enumerate(predictions):
-            marked = "   " + ", ".join(f"{word} {weight:.2f}" for word, weight in words[at]) if words else ""
-            click.echo(f"    {label.score:.3f}  {label.name}{marked}")
+            weights = "   " + ", ".join(f"{word} {weight:.2f}" for word, weight in words[at]) if words else ""
+            click.echo(f"    {label.score:.3f}  {label.name}{weights}")

@@ -38,14 +38,20 @@ class _Screen(Listener):
         )
         if self.console.is_terminal:
             self.bar.update(
-                self.task, completed=progress.step, total=progress.steps, description=text, visible=progress.step < progress.steps
+                self.task,
+                completed=progress.step,
+                total=progress.steps,
+                description=text,
+                visible=progress.step < progress.steps,
             )
         elif time.monotonic() - self.last_line > _SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        values = "  ".join(f"{name} {100 * record[name]:.2f}" for name in record if "@" in name and name[:2] in ("P@", "nD"))
+        values = "  ".join(
+            f"{name} {100 * record[name]:.2f}" for name in record if "@" in name and name[:2] in ("P@", "nD")
+        )
         self.console.print(
             f"level {record['level']} epoch {record['epoch']}: loss {record['loss']:.3f}, dev {values}",
             highlight=False,

@@ -25,7 +25,9 @@ from .options import Sections, config_layers, describe_options, recipe_options
     help="Share of the training texts that chooses the weights, where there is no dev file.",
 )
 @click.option("--out", help="Folder for the run; it must not exist yet.")
-@click.option("--ensemble", type=click.IntRange(1), default=1, show_default=True, help="Models with seeds of their own.")
+@click.option(
+    "--ensemble", type=click.IntRange(1), default=1, show_default=True, help="Models with seeds of their own."
+)
 @click.option("--resume", "resumed", metavar="RUN", help="Go on with a stopped or killed training; all else is kept.")
 @click.option("-h", "--help", "show_help", is_flag=True, help="Show this; with --plugin, its options too.")
 @click.pass_context
@@ -89,5 +91,3 @@ def _resume(run: str, plugin_files: tuple[str, ...]) -> None:
     with show_training(run) as listener:
         resume(run, plugin_files, listener)
     click.echo(f"\nrun: {run}\nnext: xmplug evaluate {run}    or: xmplug predict {run} --input FILE")
-
-

@@ -17,10 +17,17 @@ class BCEConfig(ComponentConfig):
 @hookimpl
 def xmplug_label_structures() -> list[Component]:
     return [
-        Component("flat", "xmplug.components.flat:Flat", FlatConfig, "one level: every label is scored for every text")
+        Component(
+            "flat",
+            "xmplug.components.flat:Flat",
+            FlatConfig,
+            "one level: every label is scored for every text",
+        )
     ]
 
 
 @hookimpl
 def xmplug_losses() -> list[Component]:
-    return [Component("bce", "xmplug.components.bce:BCE", BCEConfig, "binary cross-entropy, summed over the candidates")]
+    return [
+        Component("bce", "xmplug.components.bce:BCE", BCEConfig, "binary cross-entropy, summed over the candidates")
+    ]

@@ -21,7 +21,7 @@ from .fetch import cache_dir
 PADDING, UNKNOWN = 0, 1
 _SPECIAL = ["[PAD]", "[UNK]"]
 # Letters or digits, with an apostrophe inside and the signs of C++ and C# behind: punctuation carries no label.
-_WORD = Regex(r"[\p{L}\p{M}\p{N}]+(?:['’][\p{L}]+)*[+#]*")
+_WORD = Regex(r"[\p{L}\p{M}\p{N}]+(?:['’][\p{L}]+)*[+#]*")  # noqa: RUF001, both apostrophes are meant
 _CHUNK = 1024
 
 
@@ -124,7 +124,9 @@ class TokenStore:
                 os.replace(scratch, folder)
             except OSError as error:
                 if not folder.is_dir():  # else another process was faster with the same content
-                    raise DataError(f"cannot write tokens: {error.strerror}; free space or set XMPLUG_CACHE", folder) from error
+                    raise DataError(
+                        f"cannot write tokens: {error.strerror}; free space or set XMPLUG_CACHE", folder
+                    ) from error
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         size = (folder / "tokens.bin").stat().st_size

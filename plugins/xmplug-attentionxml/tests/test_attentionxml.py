@@ -9,14 +9,15 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 from torch import nn
-from xmplug.data import Tokenizer
-from xmplug.interfaces import Batch, Encoded, Shortlist
-from xmplug.ops import build_label_tree
 from xmplug_attentionxml import BiLSTMConfig, LabelAttentionConfig, PLTConfig
 from xmplug_attentionxml.attention import LabelAttention
 from xmplug_attentionxml.encoder import BiLSTM
 from xmplug_attentionxml.tree import PLT
 from xmplug_attentionxml.vectors import word_vectors
+
+from xmplug.data import Tokenizer
+from xmplug.interfaces import Batch, Encoded, Shortlist
+from xmplug.ops import build_label_tree
 
 
 def _encoder(words: int = 9, **options: object) -> BiLSTM:
@@ -115,7 +116,9 @@ def test_logits_follow_equation_2(layers: tuple[int, ...]) -> None:
 def test_attention_sums_to_one_over_the_words_of_a_text() -> None:
     fusion = LabelAttention(LabelAttentionConfig(), 6, 10)
     mask = torch.tensor([[True, True, False], [False, False, False]])
-    weights = fusion.attention(Encoded(mask=mask, states=torch.randn(2, 3, 6)), Shortlist(torch.tensor([[1, 2], [3, -1]])))
+    weights = fusion.attention(
+        Encoded(mask=mask, states=torch.randn(2, 3, 6)), Shortlist(torch.tensor([[1, 2], [3, -1]]))
+    )
     torch.testing.assert_close(weights[0].sum(-1), torch.ones(2))
     assert weights[0, :, 2].eq(0).all() and weights[1].eq(0).all()
 
@@ -126,10 +129,15 @@ def test_attention_sums_to_one_over_the_words_of_a_text() -> None:
 def _plt(num_labels: int, branching: int, height: int, beam: int = 3) -> PLT:
     rng = np.random.default_rng(0)
     features = csr_matrix(rng.random((num_labels, 20)).astype(np.float32))
-    return PLT(PLTConfig(branching=branching, height=height, beam=beam), build_label_tree(features, branching, branching, 0))
+    return PLT(
+        PLTConfig(branching=branching, height=height, beam=beam),
+        build_label_tree(features, branching, branching, 0),
+    )
 
 
-@pytest.mark.parametrize(("num_labels", "branching", "height"), [(8000, 8, 3), (100, 4, 2), (37, 5, 1), (10, 16, 1), (1, 2, 1)])
+@pytest.mark.parametrize(
+    ("num_labels", "branching", "height"), [(8000, 8, 3), (100, 4, 2), (37, 5, 1), (10, 16, 1), (1, 2, 1)]
+)
 def test_levels_of_the_tree(num_labels: int, branching: int, height: int) -> None:
     plt = _plt(num_labels, branching, height)
     assert plt.num_levels <= height + 1
@@ -169,7 +177,10 @@ def test_targets_of_a_node_are_its_labels() -> None:
         nodes = plt.level_targets(level, labels).toarray()
         below = plt.level_targets(level + 1, labels).toarray()
         children = plt.shortlist(
-            level + 1, _batch([1]), torch.arange(plt.level_size(level))[:, None], torch.ones(plt.level_size(level), 1)
+            level + 1,
+            _batch([1]),
+            torch.arange(plt.level_size(level))[:, None],
+            torch.ones(plt.level_size(level), 1),
         ).nodes
         assert children is not None
         for node, row in enumerate(children.tolist()):
@@ -223,7 +234,9 @@ def test_vector_files(tmp_path: Path, kind: str) -> None:
         path.write_bytes(b"3 2\n" + b"".join(packed))
     vectors = _vectors(str(path))
     # A lower-case word is also found capitalised and in upper case.
-    assert vectors["cat"].tolist() == [1, 2] and vectors["paris"].tolist() == [3, 4] and vectors["nato"].tolist() == [5, 6]
+    assert (
+        vectors["cat"].tolist() == [1, 2] and vectors["paris"].tolist() == [3, 4] and vectors["nato"].tolist() == [5, 6]
+    )
     assert vectors["[PAD]"].tolist() == [0, 0] and vectors["[UNK]"].tolist() == [3, 4]
     assert vectors["zebra"].shape == (2,) and np.isfinite(vectors["zebra"]).all()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field
+
 from xmplug import Component, ComponentConfig, Paper, Recipe, hookimpl
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
 from xmplug import ConfigError
 from xmplug.interfaces import Encoded, Fusion, Scores, Shortlist, Task
 from xmplug.ops import label_attention

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
 from xmplug.data import Corpus, Tokenizer
 from xmplug.interfaces import Batch, Encoded, Encoder
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix
 from torch import Tensor
+
 from xmplug.data import Corpus
 from xmplug.interfaces import Batch, LabelStructure, Shortlist, Task
 from xmplug.ops import LabelTree, build_label_tree
@@ -33,9 +34,7 @@ class PLT(LabelStructure):
         self.num_levels = len(self._sizes)
         # Where the children of each node begin, level by level, in numbers local to the level below.
         self._children = [
-            torch.from_numpy(
-                tree.first_child[offsets[level] : offsets[level + 1] + 1] - offsets[level + 1]
-            )
+            torch.from_numpy(tree.first_child[offsets[level] : offsets[level + 1] + 1] - offsets[level + 1])
             for level in range(first, tree.num_levels - 1)
         ]
 

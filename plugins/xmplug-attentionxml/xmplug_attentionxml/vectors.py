@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
 from xmplug import ConfigError, DataError
 from xmplug.data import Corpus, Tokenizer
 
@@ -101,7 +102,7 @@ def _transformer(name: str, words: list[str]) -> dict[str, np.ndarray]:
         tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name).eval()
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load the encoder {name!r}: {error}; give a local folder or a hub name") from error
-    vectors = {}
+    vectors: dict[str, np.ndarray] = {}
     with torch.inference_mode():
         for start in range(0, len(words), 256):
             part = words[start : start + 256]
@@ -140,7 +141,9 @@ def _open(path: Path):  # type: ignore[no-untyped-def]
         header = re.fullmatch(rb"\s*\d+ \d+\s*", head) is not None
         return KeyedVectors.load_word2vec_format(str(path), binary=header and _is_binary(path), no_header=not header)
     except (ValueError, EOFError, UnicodeDecodeError, NotImplementedError, IndexError) as error:
-        raise DataError(f"holds no word vectors ({error}); GloVe, word2vec and fastText files are read", path) from error
+        raise DataError(
+            f"holds no word vectors ({error}); GloVe, word2vec and fastText files are read", path
+        ) from error
 
 
 def _is_binary(path: Path) -> bool:
