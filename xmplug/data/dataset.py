@@ -28,9 +28,7 @@ Repository."""
 class _Source:
     """Where documents come from. `scan` reads them once and keeps their labels, not their texts."""
 
-    def __init__(
-        self, read: Callable[[], Iterator[Located]], name: str, declared: Sequence[Label] | None = None
-    ):
+    def __init__(self, read: Callable[[], Iterator[Located]], name: str, declared: Sequence[Label] | None = None):
         self.read, self.name = read, name
         self.declared = None if declared is None else {label.id for label in declared}
 
@@ -42,9 +40,7 @@ class _Source:
             for label in document.labels:
                 if label not in codes:
                     if self.declared is not None and label not in self.declared:
-                        raise DataError(
-                            f"{unknown_label(label, self.declared)} (of the label file)", path, line
-                        )
+                        raise DataError(f"{unknown_label(label, self.declared)} (of the label file)", path, line)
                     codes[label] = len(codes)
                 flat.append(codes[label])
             ends.append(len(flat))
@@ -78,9 +74,7 @@ class Documents:
         """Documents in memory."""
         kept = list(documents)
         place = Path("memory")
-        return cls(
-            _Source(lambda: (Located(document, place, None) for document in kept), "memory") if kept else None
-        )
+        return cls(_Source(lambda: (Located(document, place, None) for document in kept), "memory") if kept else None)
 
     @cached_property
     def _places(self) -> np.ndarray:
@@ -175,10 +169,14 @@ class Dataset:
         spec: str | None = None,
     ):
         self.name, self.spec, self.declared = name, spec or name, declared
-        self._splits = {"train": train, "dev": dev or Documents(), "test": test or Documents()}
+        self._splits = {
+            "train": train,
+            "dev": Documents() if dev is None else dev,
+            "test": Documents() if test is None else test,
+        }
 
     def split(self, name: str) -> Documents:
-        """ "train", "dev" or "test"; a split that the data do not have is empty."""
+        """The split "train", "dev" or "test"; one that the data do not have is empty."""
         if name not in self._splits:
             raise DataError(f"asked data {self.name!r} for split {name!r}; {nearest(name, self._splits)}")
         return self._splits[name]
@@ -227,10 +225,8 @@ def load_dataset(
     return Dataset(path.name, train, **splits, declared=declared, spec=path.name if named else str(path))
 
 
-def problems(
-    spec: str | Path, *, format: str | None = None, labels: str | Path | None = None
-) -> Iterator[DataError]:
-    """All that is wrong with a corpus, with file and line. Arguments as for `load_dataset`."""
+def problems(spec: str | Path, *, format: str | None = None, labels: str | Path | None = None) -> Iterator[DataError]:
+    """All that is wrong with a corpus, with file and line. The arguments are those of `load_dataset`."""
     declared = None
     try:
         path, _ = _find(spec)
@@ -276,9 +272,7 @@ def _find(spec: str | Path) -> tuple[Path, bool]:
             if name in PUBLISHED:
                 raise DataError(f"data {name!r} are not here yet; run `xmplug data fetch {name}`")
             known = {folder.name for folder in BUNDLED.iterdir()} | set(PUBLISHED)
-            raise DataError(
-                f"data {name!r} are no file, no folder and no known corpus; {nearest(name, known)}"
-            )
+            raise DataError(f"data {name!r} are no file, no folder and no known corpus; {nearest(name, known)}")
     return existing(spec).absolute(), False
 
 
@@ -290,9 +284,7 @@ def _split_files(path: Path, format: str | None) -> dict[str, Path]:
         names = stems + tuple(f"{stem}_texts" for stem in stems)
         files = [entry for entry in sorted(path.iterdir()) if entry.name.split(".")[0] in names]
         if len(files) > 1:
-            raise DataError(
-                f"has more than one {split} file: {', '.join(file.name for file in files)}; keep one", path
-            )
+            raise DataError(f"has more than one {split} file: {', '.join(file.name for file in files)}; keep one", path)
         if files:
             found[split] = files[0]
     if not found:
@@ -312,9 +304,7 @@ def _label_file(path: Path) -> Path | None:
         or entry.name in ("Yf.txt", "lbl.json", "lbl.json.gz")
     ]
     if len(files) > 1:
-        raise DataError(
-            f"has more than one label file: {', '.join(file.name for file in files)}; keep one", path
-        )
+        raise DataError(f"has more than one label file: {', '.join(file.name for file in files)}; keep one", path)
     return files[0] if files else None
 
 

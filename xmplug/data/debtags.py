@@ -22,6 +22,7 @@ from ..errors import DataError
 from .documents import Document, write_documents
 from .labels import Label, write_labels
 
+APT_HELPER = "/usr/lib/apt/apt-helper"
 LISTS = Path("/var/lib/apt/lists")
 VOCABULARY = Path("/usr/share/debtags/vocabulary")
 SPLITS = ("train", "dev", "test")
@@ -41,9 +42,7 @@ def build(out: str | Path, lists: str | Path = LISTS, vocabulary: str | Path = V
     }
     texts: dict[str, str] = {}  # a document's id, by its text
     tags: dict[str, set[str]] = {}
-    for stanza in sorted(
-        _index(Path(lists), "main_binary-*_Packages*"), key=lambda stanza: stanza["Package"]
-    ):
+    for stanza in sorted(_index(Path(lists), "main_binary-*_Packages*"), key=lambda stanza: stanza["Package"]):
         found = _tags(stanza.get("Tag", ""))
         text = _plain(translations.get(stanza.get("Description-md5", ""), ""))
         if found and text:
@@ -77,9 +76,7 @@ def _index(folder: Path, name: str) -> Iterator[dict[str, str]]:
     """Stanzas of Debian's own indices of this name. The updates and security suites are left out: they repeat
     packages."""
     found = [
-        path
-        for path in sorted(folder.glob(f"*_dists_*_{name}"))
-        if re.search(r"_debian_dists_[a-z]+_main_", path.name)
+        path for path in sorted(folder.glob(f"*_dists_*_{name}")) if re.search(r"_debian_dists_[a-z]+_main_", path.name)
     ]
     if not found:
         raise DataError(
@@ -89,9 +86,7 @@ def _index(folder: Path, name: str) -> Iterator[dict[str, str]]:
     for path in found:
         # apt keeps its indices plain or packed, also in ways that Python cannot unpack
         try:
-            done = subprocess.run(
-                ["/usr/lib/apt/apt-helper", "cat-file", str(path)], capture_output=True, check=True
-            )
+            done = subprocess.run([APT_HELPER, "cat-file", str(path)], capture_output=True, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise DataError(f"cannot be read with apt-helper: {error}", path) from error
         yield from _stanzas(done.stdout.decode())
@@ -155,14 +150,16 @@ def _labels(tags: set[str], vocabulary: Path) -> Iterator[Label]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="folder for the corpus")
     parser.add_argument("--lists", default=LISTS, help="apt's indices [%(default)s]")
     parser.add_argument("--vocabulary", default=VOCABULARY, help="names of the tags [%(default)s]")
     given = parser.parse_args()
-    for split, count in build(given.out, given.lists, given.vocabulary).items():
+    try:
+        counts = build(given.out, given.lists, given.vocabulary)
+    except DataError as error:
+        raise SystemExit(f"error: {error}") from None
+    for split, count in counts.items():
         print(f"{split}: {count} documents")
 
 

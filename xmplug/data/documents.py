@@ -45,9 +45,7 @@ class Located(NamedTuple):
     line: int | None
 
 
-def read_documents(
-    path: str | Path, format: str | None = None, *, labelled: bool = True
-) -> Iterator[Document]:
+def read_documents(path: str | Path, format: str | None = None, *, labelled: bool = True) -> Iterator[Document]:
     """The documents of a file, or of a folder in Annif's form, one at a time.
 
     format: one of `FORMATS`, found by `detect_format` when None. labelled: whether JSON lines must have
@@ -115,12 +113,11 @@ class Wrong(ValueError):
 def _each_line(
     parse: Callable[[str, str, bool], Document],
 ) -> Callable[[Path, Report, bool], Iterator[Located]]:
-    """A reader of files with one document on each line that is not blank, from `parse(line, number,
-    labelled)`."""
+    """A reader of files with a document on each line that is not blank, from `parse(line, number, labelled)`."""
 
     def read(path: Path, report: Report, labelled: bool) -> Iterator[Located]:
         for number, line in lines(path, report):
-            if not line.strip():
+            if not line.strip(" "):
                 continue
             try:
                 document = parse(line, str(number), labelled)
@@ -242,9 +239,7 @@ def _annif(path: Path, report: Report, labelled: bool) -> Iterator[Located]:
         raise DataError("expected a folder of .txt files with .tsv or .key files", path)
     for file in sorted(path.glob("*.txt")):
         text = "\n".join(line for _, line in lines(file, report))
-        keys = next(
-            (file.with_suffix(end) for end in (".tsv", ".key") if file.with_suffix(end).exists()), None
-        )
+        keys = next((file.with_suffix(end) for end in (".tsv", ".key") if file.with_suffix(end).exists()), None)
         if keys is None and labelled:
             report(DataError("has neither a .tsv nor a .key file beside it", file))
             continue
@@ -296,18 +291,14 @@ def read_svmlight(path: str | Path) -> tuple[csr_matrix, csr_matrix]:
                 features.append(int(feature))
                 values.append(float(value))
         except (ValueError, OverflowError) as error:
-            raise DataError(
-                f"expected labels l,l,... and features f:v, found {line[:60]!r}", path, number
-            ) from error
+            raise DataError(f"expected labels l,l,... and features f:v, found {line[:60]!r}", path, number) from error
         for what, ids, ends, size in (
             ("label", labels, label_ends, num_labels),
             ("feature", features, feature_ends, width),
         ):
             wrong = [i for i in ids[ends[-1] :] if not 0 <= i < size]
             if wrong:
-                raise DataError(
-                    f"{what} {wrong[0]} is outside 0..{size - 1}, as the first line has it", path, number
-                )
+                raise DataError(f"{what} {wrong[0]} is outside 0..{size - 1}, as the first line has it", path, number)
             ends.append(len(ids))
     if len(feature_ends) != rows + 1:
         raise DataError(f"the first line announces {rows} documents, found {len(feature_ends) - 1}", path)

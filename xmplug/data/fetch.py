@@ -80,9 +80,7 @@ def fetch(name: str, cache: str | Path | None = None, progress: Progress | None 
         scratch.chmod(0o755)
         scratch.replace(target)
     except OSError as error:
-        raise FetchError(
-            f"cannot write there: {error.strerror}; free some space or set XMPLUG_CACHE", root
-        ) from error
+        raise FetchError(f"cannot write there: {error.strerror}; free some space or set XMPLUG_CACHE", root) from error
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -116,15 +114,11 @@ def _download(url: str, path: Path, progress: Progress) -> None:
             return
         if error.code == 416:
             part.unlink()
-        raise FetchError(
-            f"{url}: the server answers {error.code} {error.reason}; {_by_hand(path)}"
-        ) from error
+        raise FetchError(f"{url}: the server answers {error.code} {error.reason}; {_by_hand(path)}") from error
     except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
         begun = f" after {here} bytes, which are kept" if here else ""
-        raise FetchError(
-            f"{url}: cannot be reached{begun} ({reason}); try again, or {_by_hand(path)}"
-        ) from error
+        raise FetchError(f"{url}: cannot be reached{begun} ({reason}); try again, or {_by_hand(path)}") from error
     if total is not None and here != total:
         raise FetchError(f"{url}: broke off at {here} of {total} bytes; try again, it goes on from there")
     part.replace(path)
@@ -141,9 +135,7 @@ def _checked(path: Path, sha256: str | None) -> str:
             digest.update(chunk)
     if sha256 not in (None, digest.hexdigest()):
         path.unlink()
-        raise FetchError(
-            f"has SHA-256 {digest.hexdigest()}, published was {sha256}; removed it, try again", path
-        )
+        raise FetchError(f"has SHA-256 {digest.hexdigest()}, published was {sha256}; removed it, try again", path)
     return digest.hexdigest()
 
 

@@ -115,9 +115,7 @@ def writing(path: str | Path) -> Iterator[TextIO]:
 def _packing(raw: IO[bytes], suffix: str) -> Iterator[TextIO]:
     packed: Any = raw
     if suffix == ".gz":
-        packed = gzip.GzipFile(
-            fileobj=raw, mode="wb", filename="", mtime=0
-        )  # no name, no time: same bytes every time
+        packed = gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0)  # no name, no time: same bytes every time
     elif suffix == ".xz":
         packed = lzma.LZMAFile(raw, "wb")  # noqa: SIM115
     text = io.TextIOWrapper(packed, encoding="utf-8", newline="\n")

@@ -148,9 +148,7 @@ class LabelSet:
             counts.append(count)
         num_documents = records[0][1].get("num_documents")
         if type(num_documents) is not int or num_documents < max(counts):
-            raise DataError(
-                f'"num_documents" is {num_documents!r}; expected the number of training documents', path, 1
-            )
+            raise DataError(f'"num_documents" is {num_documents!r}; expected the number of training documents', path, 1)
         return cls._of(labels, counts, num_documents)
 
 
@@ -180,9 +178,7 @@ def read_labels(path: str | Path) -> list[Label]:
     line_of: dict[str, int | None] = {}
     for number, label in numbered:
         if label.id in line_of:
-            raise DataError(
-                f"label {label.id!r} is there twice, first on line {line_of[label.id]}", path, number
-            )
+            raise DataError(f"label {label.id!r} is there twice, first on line {line_of[label.id]}", path, number)
         line_of[label.id] = number
     if not line_of:
         raise DataError("holds no labels; give a label file, or leave it out", path)
@@ -229,9 +225,7 @@ def _json(line: str, number: int) -> Label:
         raise Wrong(f'has no "id"; its keys are {", ".join(map(repr, record)) or "none"}')
     id = string(record["id"], "id")
     name = string(record.get("name", id), "name")
-    return Label(
-        id, name, strings(record.get("alt", []), "alt"), strings(record.get("broader", []), "broader")
-    )
+    return Label(id, name, strings(record.get("alt", []), "alt"), strings(record.get("broader", []), "broader"))
 
 
 def _titled(line: str, number: int) -> Label:

@@ -31,16 +31,12 @@ def synthetic_dataset(
     share /= share.sum()
     documents = []
     for number in range(num_documents):
-        labels = rng.choice(
-            num_labels, size=rng.integers(1, min(max_labels, num_labels) + 1), replace=False, p=share
-        )
+        labels = rng.choice(num_labels, size=rng.integers(1, min(max_labels, num_labels) + 1), replace=False, p=share)
         words = [f"noise{word}" for word in rng.integers(0, 200, size=rng.integers(4, 12))]
         for label in labels:
             words += [f"word{label}x{word}" for word in rng.choice(5, size=3, replace=False)]
         rng.shuffle(words)
-        documents.append(
-            Document(str(number), " ".join(words), tuple(f"label{label:04}" for label in np.sort(labels)))
-        )
+        documents.append(Document(str(number), " ".join(words), tuple(f"label{label:04}" for label in np.sort(labels))))
     groups = [f"group{group:04}" for group in range((num_labels + 3) // 4)]
     declared = [Label(f"label{n:04}", f"Label {n}", (), (groups[n // 4],)) for n in range(num_labels)]
     declared += [Label(group, group.capitalize()) for group in groups]

@@ -21,20 +21,21 @@ def label_attention(
 ) -> Tensor:
     """The weighted sums (B,C,D) of states (B,T,D), one for each candidate (B,C) or for each of the queries
     (L,D)."""
+    has_token = mask.any(dim=1, keepdim=True)  # (B,1)
+    # Zero, so that an empty text's sum is, and no NaN gets in.
+    states = states.masked_fill(~mask[..., None], 0.0)
+    bias = torch.zeros_like(mask, dtype=states.dtype).masked_fill(has_token & ~mask, float("-inf"))  # (B,T)
     if candidates is None:
-        rows = queries.expand(len(states), *queries.shape)  # (B,L,D)
+        # One matrix product for all texts: its gradient for the queries is a sum over B and T at once.
+        logits = (states @ queries.T).transpose(1, 2) + bias[:, None]  # (B,L,T)
     else:
         there = candidates >= 0  # (B,C)
         if candidates.numel():
             # Any candidate stands in for padding, so that a sparse gradient has no rows but the candidates'.
             candidates = torch.where(there, candidates, candidates.amax().clamp(min=0))
         rows = functional.embedding(candidates, queries, sparse=sparse_grad)  # (B,C,D)
-    has_token = mask.any(dim=1, keepdim=True)  # (B,1)
-    states = states.masked_fill(
-        ~mask[..., None], 0.0
-    )  # zero, so that an empty text's sum is, and no NaN gets in
-    bias = torch.zeros_like(mask, dtype=states.dtype).masked_fill(has_token & ~mask, float("-inf"))  # (B,T)
-    attention = torch.baddbmm(bias[:, None], rows, states.transpose(1, 2)).softmax(dim=-1)  # (B,C,T)
+        logits = torch.baddbmm(bias[:, None], rows, states.transpose(1, 2))  # (B,C,T)
+    attention = logits.softmax(dim=-1).to(states.dtype)  # (B,C,T)
     views = torch.bmm(attention, states)  # (B,C,D)
     return views if candidates is None else views.masked_fill(~there[..., None], 0.0)
 

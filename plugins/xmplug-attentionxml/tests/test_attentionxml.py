@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 from torch import nn
 from xmplug_attentionxml import BiLSTMConfig, LabelAttentionConfig, PLTConfig
 from xmplug_attentionxml.attention import LabelAttention
-from xmplug_attentionxml.encoder import BiLSTM
+from xmplug_attentionxml.encoder import BiLSTM, Dropout
 from xmplug_attentionxml.tree import PLT
 from xmplug_attentionxml.vectors import word_vectors
 
@@ -79,6 +79,19 @@ def test_word_dropout_hides_words_in_training_only() -> None:
     hidden = encoder.train()(batch).states
     assert calm is not None and hidden is not None and not torch.allclose(calm, hidden)
     torch.testing.assert_close(encoder.eval()(batch).states, calm)
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share() -> None:
+    torch.manual_seed(0)
+    values = torch.ones(1003, 997, requires_grad=True)
+    dropout = Dropout(0.2)
+    out = dropout(values)
+    assert out.eq(0).float().mean().item() == pytest.approx(0.2, abs=3e-3)  # 51 / 256, and sampling
+    assert out.mean().item() == pytest.approx(1, abs=3e-3)
+    out.sum().backward()
+    assert values.grad is not None
+    torch.testing.assert_close(values.grad, out.detach())
+    assert dropout.eval()(values) is values
 
 
 # Sections 2.4.3 and 2.4.4 --------------------------------------------------------------------------------------------

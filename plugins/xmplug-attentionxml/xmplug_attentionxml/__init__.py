@@ -111,8 +111,14 @@ def xmplug_recipes() -> list[Recipe]:
                 "amazon-670k": _table2(10, 200, 512, (512, 256), (3, 8, 160)),
                 "wiki-500k": _table2(5, 200, 512, (512, 256), (1, 64, 15)),
                 "amazon-3m": _table2(5, 200, 512, (512, 256), (3, 8, 160)),
-                "laptop": {},
-                "demo": {},
+                "laptop": {
+                    "encoder": {"hidden": 160, "vector_size": 200, "max_tokens": 300},
+                    "training": {"epochs": 8, "batch_size": 32, "learning_rate": 3e-3, "swa_start": 0.4},
+                },
+                "demo": {
+                    "encoder": {"hidden": 128, "vector_size": 200, "max_tokens": 200},
+                    "training": {"epochs": 5, "batch_size": 32, "learning_rate": 3e-3, "swa_start": 0.4},
+                },
             },
         )
     ]

@@ -11,9 +11,28 @@ from xmplug.data import Corpus, Tokenizer
 from xmplug.interfaces import Batch, Encoded, Encoder
 
 from . import BiLSTMConfig
+from .both import run_both
 from .vectors import word_vectors
 
 _UNKNOWN = 1
+
+
+class Dropout(nn.Module):
+    """Dropout from random bytes, of which one 64-bit random number gives eight: drawing a number for each element, as
+    PyTorch does, takes as long as an LSTM step on a CPU. The rate is rounded to a multiple of 1/256, and the scale is
+    that of the rounded rate."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.dropped = round(256 * rate)
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training or not self.dropped:
+            return values
+        numbers = torch.empty(-(-values.numel() // 8), dtype=torch.int64, device=values.device)
+        numbers.random_(-(2**63), None)
+        kept = numbers.view(torch.uint8)[: values.numel()].view(values.shape) >= self.dropped
+        return values * (kept * (256 / (256 - self.dropped))).to(values.dtype)
 
 
 class BiLSTM(Encoder):
@@ -26,11 +45,11 @@ class BiLSTM(Encoder):
         self.embedding = nn.Embedding.from_pretrained(
             vectors, freeze=not config.train_vectors, padding_idx=0, sparse=True
         )
-        self.dropout, self.state_dropout = nn.Dropout(config.dropout), nn.Dropout(config.state_dropout)
+        self.dropout, self.state_dropout = Dropout(config.dropout), Dropout(config.state_dropout)
         self.word_dropout = config.word_dropout
         # Two one-way LSTMs on padded texts, of which one reads each text from its own end, give what a bidirectional
         # LSTM on packed sequences gives: padding stands behind the end and reaches no state that counts. Unlike the
-        # packed form they run on fused kernels, 4 to 13 times as fast on a CPU.
+        # packed form they run on fused kernels, 4 to 13 times as fast on a CPU, and side by side.
         self.forward_lstm = nn.LSTM(vectors.shape[1], config.hidden, batch_first=True)
         self.backward_lstm = nn.LSTM(vectors.shape[1], config.hidden, batch_first=True)
 
@@ -58,8 +77,7 @@ class BiLSTM(Encoder):
         places = torch.arange(tokens.shape[1], device=tokens.device)
         # Place t of a text of length n is n-1-t when read from its end; places behind the end stay.
         mirrored = torch.where(mask, batch.lengths[:, None] - 1 - places, places)  # (B,T)
-        onward, _ = self.forward_lstm(words)  # (B,T,N)
-        back, _ = self.backward_lstm(_take(words, mirrored))
+        onward, back = run_both(self.forward_lstm, words, self.backward_lstm, _take(words, mirrored))  # (B,T,N)
         states = torch.cat([onward, _take(back, mirrored)], dim=-1)  # (B,T,2N)
         return Encoded(mask=mask, states=self.state_dropout(states))
 

@@ -1,0 +1,80 @@
+"""Two LSTMs side by side on a CPU, each on a thread of its own.
+
+Within one LSTM, threads meet at every time step and wait for the slowest; two LSTMs that do not depend on each other
+meet once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def run_both(first: nn.LSTM, first_input: Tensor, second: nn.LSTM, second_input: Tensor) -> tuple[Tensor, Tensor]:
+    """The outputs (B,T,N) of two LSTMs for their inputs (B,T,D), as if they were called one after the other."""
+    if first_input.device.type != "cpu":
+        return first(first_input)[0], second(second_input)[0]
+    if torch.is_grad_enabled():
+        return _Both.apply(first, second, first_input, second_input, *first.parameters(), *second.parameters())
+    return _together(partial(_call, first, first_input, _autocast()), partial(_call, second, second_input, _autocast()))
+
+
+class _Both(torch.autograd.Function):
+    """Keeps each LSTM's own graph, so that both go backward side by side too."""
+
+    @staticmethod
+    def forward(ctx: Any, first: nn.LSTM, second: nn.LSTM, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.inputs = [words.detach().requires_grad_() for words in tensors[:2]]
+        ctx.weights = [list(first.parameters()), list(second.parameters())]
+        autocast = _autocast()
+        ctx.outputs = _together(
+            *(
+                partial(_call, lstm, words, autocast, grad=True)
+                for lstm, words in zip((first, second), ctx.inputs)
+            )
+        )
+        return ctx.outputs[0].detach(), ctx.outputs[1].detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        first, second = _together(
+            *(
+                partial(torch.autograd.grad, output, [words, *weights], gradient)
+                for output, words, weights, gradient in zip(ctx.outputs, ctx.inputs, ctx.weights, gradients)
+            )
+        )
+        return None, None, first[0], second[0], *first[1:], *second[1:]
+
+
+def _call(lstm: nn.LSTM, words: Tensor, autocast: bool, grad: bool = False) -> Tensor:
+    # Both modes belong to a thread, and this one is not the caller's.
+    with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output: Tensor = lstm(words)[0]
+        return output
+
+
+def _autocast() -> bool:
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def _together(*calls: Callable[[], Any]) -> tuple[Any, Any]:
+    first, second = [_workers().submit(call) for call in calls]
+    return first.result(), second.result()
+
+
+@cache
+def _workers() -> ThreadPoolExecutor:
+    """Two threads, each with half of PyTorch's."""
+    threads = torch.get_num_threads()
+    workers = ThreadPoolExecutor(2, "lstm", torch.set_num_threads, (max(1, threads // 2),))
+    for done in [workers.submit(torch.get_num_threads) for _ in range(2)]:
+        done.result()
+    torch.set_num_threads(threads)  # the count is kept per thread, but for a part that all share
+    return workers
