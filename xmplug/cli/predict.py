@@ -64,7 +64,7 @@ def _documents(source: str) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(sys.stdin, 1):
             yield str(number), line.rstrip("\n")
     elif source.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz")):
-        for document in read_documents(source):
+        for document in read_documents(source, labelled=False):
             yield document.id, document.text
     else:
         try:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from xmplug import RunError, XmplugError
 from xmplug.data import Corpus
 from xmplug.interfaces import Batch, LabelStructure, Shortlist, Task
 from xmplug.ops import LabelTree, build_label_tree
@@ -45,7 +47,11 @@ class PLT(LabelStructure):
 
     @classmethod
     def restore(cls, config: PLTConfig, folder: Path, task: Task) -> PLT:
-        return cls(config, LabelTree.from_arrays(load_file(folder / "tree.safetensors")))
+        path = folder / "tree.safetensors"
+        try:
+            return cls(config, LabelTree.from_arrays(load_file(path)))
+        except (OSError, SafetensorError, XmplugError) as error:
+            raise RunError(f"{path} holds no label tree ({error}); restore it from a copy, or train again") from error
 
     def save(self, folder: Path) -> None:
         save_file(self.tree.to_arrays(), folder / "tree.safetensors")

@@ -21,6 +21,8 @@ from xmplug.data import Corpus, Tokenizer
 from . import BiLSTMConfig
 
 _SPECIAL = 2  # padding and unknown
+_WORDS_READ = 15_000_000
+"""Words that word2vec reads in about a minute: a small corpus ten times over, a large one once."""
 
 
 def word_vectors(config: BiLSTMConfig, tokenizer: Tokenizer, corpus: Corpus) -> Tensor:
@@ -62,11 +64,12 @@ def _word2vec(config: BiLSTMConfig, tokenizer: Tokenizer, corpus: Corpus) -> dic
 
     words = tokenizer.vocabulary()
     sentences = _Sentences(config, tokenizer, corpus, words)
-    model = Word2Vec(vector_size=config.vector_size, min_count=1, workers=1, seed=corpus.task.seed, sg=1, epochs=5)
+    model = Word2Vec(vector_size=config.vector_size, min_count=1, workers=1, seed=corpus.task.seed, sg=1)
     model.build_vocab(sentences)
     if not len(model.wv):
         return {}
-    model.train(sentences, total_examples=model.corpus_count, epochs=model.epochs)
+    epochs = min(10, max(1, round(_WORDS_READ / model.corpus_total_words)))
+    model.train(sentences, total_examples=model.corpus_count, epochs=epochs)
     return {word: model.wv[word] for word in model.wv.index_to_key if word != words[1]}
 
 
