@@ -40,17 +40,13 @@ def extensions() -> list[Extension]:
     if mode not in ("auto", "cpu", "cuda", "none"):
         sys.exit(f"XMPLUG_BUILD={mode} is not one of auto, cpu, cuda, none")
     if mode == "cuda" and not (ROOT / CSRC / "cuda").is_dir():
-        sys.exit(
-            "XMPLUG_BUILD=cuda: this release carries no CUDA kernels (no csrc/cuda); use auto, cpu or none"
-        )
+        sys.exit("XMPLUG_BUILD=cuda: this release carries no CUDA kernels (no csrc/cuda); use auto, cpu or none")
     if mode == "none":
         return []
     if compiler() is None:
         if mode != "auto":
             sys.exit(f"XMPLUG_BUILD={mode} needs a C++17 compiler and found none; install g++ or set CXX")
-        warnings.warn(
-            "no C++ compiler: xmplug is installed without native kernels and is slower", stacklevel=2
-        )
+        warnings.warn("no C++ compiler: xmplug is installed without native kernels and is slower", stacklevel=2)
         return []
     sources = sorted((ROOT / CSRC / "cpu").glob("*.cpp"))
     headers = sorted((ROOT / CSRC / "cpu").glob("*.h"))

@@ -37,9 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a linear label tree on a corpus.")
     parser.add_argument("data", help="name of a corpus, or a folder")
     parser.add_argument("--out", metavar="FILE", help="where to write the figures as JSON")
-    parser.add_argument(
-        "--with-dev", action="store_true", help="train on dev as well: nothing is chosen on it here"
-    )
+    parser.add_argument("--with-dev", action="store_true", help="train on dev as well: nothing is chosen on it here")
     arguments = parser.parse_args()
 
     dataset = load_dataset(arguments.data)
@@ -61,9 +59,7 @@ def main() -> None:
 
     begun = time.perf_counter()
     label_features = LabelEmbeddingFactory.create(train_targets, train_features, method="pifa")
-    tree = Indexer.gen(
-        label_features, indexer_type="hierarchicalkmeans", nr_splits=16, max_leaf_size=100, threads=1
-    )
+    tree = Indexer.gen(label_features, indexer_type="hierarchicalkmeans", nr_splits=16, max_leaf_size=100, threads=1)
     model = XLinearModel.train(train_features, train_targets, C=tree, threads=1)
     seconds["training"] = time.perf_counter() - begun
 
@@ -87,9 +83,7 @@ def main() -> None:
     }
     package = f"libpecos {version('libpecos')}"
     Console().print(table(reports))
-    print(
-        f"{arguments.data} {tested}, {labels.num_documents} training documents, {labels.num_trained} labels"
-    )
+    print(f"{arguments.data} {tested}, {labels.num_documents} training documents, {labels.num_trained} labels")
     print(f"{package}: {', '.join(f'{name} {spent:.1f} s' for name, spent in seconds.items())}")
     if arguments.out:
         record = {"data": arguments.data, "split": tested, "package": package, "seconds": seconds}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from xmplug.cli import main
 
 TRAIN = "train --plugin attentionxml --data {corpus} --out {out} "
@@ -120,7 +121,11 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "corrupt weights": (lambda tmp: _damage(tmp, "model.safetensors"), "predict {copy}", "model.safetensors"),
     "corrupt tokenizer": (lambda tmp: _damage(tmp, "encoder/tokenizer.json"), "predict {copy}", "tokenizer.json"),
     "corrupt labels": (lambda tmp: _damage(tmp, "labels.jsonl"), "predict {copy}", "labels.jsonl"),
-    "corrupt tree": (lambda tmp: _damage(tmp, "label_structure/tree.safetensors"), "predict {copy}", "tree.safetensors"),
+    "corrupt tree": (
+        lambda tmp: _damage(tmp, "label_structure/tree.safetensors"),
+        "predict {copy}",
+        "tree.safetensors",
+    ),
     "weights missing": (lambda tmp: (tmp / "copy/model.safetensors").unlink(), "predict {copy}", "is missing"),
     "weights of another run": (lambda tmp: _resize(tmp), "predict {copy}", "does not fit"),
     "run of a missing plugin": (lambda tmp: _edit(tmp, "plugins", 1, "name", "acme"), "predict {copy}", "pip install"),

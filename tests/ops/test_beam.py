@@ -14,9 +14,7 @@ from xmplug.errors import KernelError
 from xmplug.ops import beam
 
 pytestmark = pytest.mark.usefixtures("kernels")
-any_shape = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+any_shape = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def sigmoid(logit: float) -> float:
@@ -43,9 +41,7 @@ grid_parents = st.sampled_from([0.0, 0.25, 0.5, 1.0])
 @any_shape
 @given(data=st.data(), rows=st.integers(0, 3), width=st.integers(0, 8), k=st.integers(1, 10))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_step_is_its_definition(
-    data: st.DataObject, rows: int, width: int, k: int, dtype: torch.dtype
-) -> None:
+def test_step_is_its_definition(data: st.DataObject, rows: int, width: int, k: int, dtype: torch.dtype) -> None:
     def matrix(values: st.SearchStrategy) -> list[list]:
         row = st.lists(values, min_size=width, max_size=width)
         return data.draw(st.lists(row, min_size=rows, max_size=rows))
@@ -140,9 +136,7 @@ def test_step_takes_non_contiguous_inputs() -> None:
         parents.expand(6, 40),
     )
     scores, best = ops.beam_step(strided[0][:, ::2], strided[1], strided[2][:, ::2], 7)
-    expected = ops.beam_step(
-        logits[:, ::2].contiguous(), nodes[:, ::2].contiguous(), parents[:, ::2].contiguous(), 7
-    )
+    expected = ops.beam_step(logits[:, ::2].contiguous(), nodes[:, ::2].contiguous(), parents[:, ::2].contiguous(), 7)
     assert torch.equal(scores, expected[0])
     assert torch.equal(best, expected[1])
 

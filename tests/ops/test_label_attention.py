@@ -56,9 +56,7 @@ def test_is_its_definition(b: int, t: int, d: int, labels: int, c: int | None, s
 def test_large_scores_do_not_overflow() -> None:
     states, mask, queries, candidates = example(3, 8, 4, 6, 5)
     out = ops.label_attention(states * 40, mask, queries * 40, candidates)
-    np.testing.assert_allclose(
-        out.numpy(), by_hand(states * 40, mask, queries * 40, candidates), rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(out.numpy(), by_hand(states * 40, mask, queries * 40, candidates), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("c", [None, 5])
@@ -66,9 +64,7 @@ def test_gradients(c: int | None) -> None:
     states, mask, queries, candidates = example(3, 5, 3, 6, c)
     mask[1] = False
     states, queries = states.double().requires_grad_(), queries.double().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda s, q: ops.label_attention(s, mask, q, candidates), (states, queries)
-    )
+    assert torch.autograd.gradcheck(lambda s, q: ops.label_attention(s, mask, q, candidates), (states, queries))
 
 
 @pytest.mark.parametrize("c", [None, 5])
@@ -140,9 +136,7 @@ def test_bfloat16_autocast(c: int | None) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         out = ops.label_attention(states, mask, queries, candidates)
     out.float().sum().backward()
-    np.testing.assert_allclose(
-        out.detach().float().numpy(), by_hand(states, mask, queries, candidates), atol=0.1
-    )
+    np.testing.assert_allclose(out.detach().float().numpy(), by_hand(states, mask, queries, candidates), atol=0.1)
     assert states.grad is not None
     assert states.grad.isfinite().all()
     assert queries.grad is not None

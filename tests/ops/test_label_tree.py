@@ -13,9 +13,7 @@ from xmplug.errors import KernelError
 
 def random_features(labels: int, features: int, seed: int = 0) -> sparse.csr_matrix:
     x = sparse.random(labels, features, 0.2, "csr", dtype=np.float32, random_state=seed)
-    keep = sparse.diags(
-        1.0 * (np.random.default_rng(seed).random(labels) > 0.1)
-    )  # some labels without a document
+    keep = sparse.diags(1.0 * (np.random.default_rng(seed).random(labels) > 0.1))  # some labels without a document
     x = sparse.csr_matrix(keep @ x, dtype=np.float32)
     x.eliminate_zeros()
     return x

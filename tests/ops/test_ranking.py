@@ -103,9 +103,7 @@ def test_agrees_with_scikit_learn() -> None:
     labelled = dense.any(axis=1)
     values = ops.ranking_metrics(top, indptr, indices, ks=(5, 10))
     for k in (5, 10):
-        assert values[f"nDCG@{k}"] == pytest.approx(
-            ndcg_score(dense[labelled], scores[labelled], k=k), rel=1e-9
-        )
+        assert values[f"nDCG@{k}"] == pytest.approx(ndcg_score(dense[labelled], scores[labelled], k=k), rel=1e-9)
 
 
 @pytest.mark.usefixtures("restore_threads")

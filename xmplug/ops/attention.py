@@ -34,11 +34,7 @@ def label_attention(
             f"got {tuple(states.shape)}, {tuple(mask.shape)} and {tuple(queries.shape)}"
         )
     if queries.shape[1] != states.shape[2]:
-        raise KernelError(
-            f"label_attention: queries of {queries.shape[1]}, states of {states.shape[2]} dimensions"
-        )
+        raise KernelError(f"label_attention: queries of {queries.shape[1]}, states of {states.shape[2]} dimensions")
     if candidates is not None and (candidates.ndim != 2 or len(candidates) != len(states)):
-        raise KernelError(
-            f"label_attention: candidates must be ({len(states)},C); got {tuple(candidates.shape)}"
-        )
+        raise KernelError(f"label_attention: candidates must be ({len(states)},C); got {tuple(candidates.shape)}")
     return reference.label_attention(states, mask, queries, candidates, sparse_grad)

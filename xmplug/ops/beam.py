@@ -93,9 +93,7 @@ def _backward(ctx: Any, grad_scores: Tensor, *_: Any) -> tuple[Tensor | None, ..
 _beam_step.register_autograd(_backward, setup_context=_setup_context)
 
 
-def tree_beam_search(
-    hidden: Tensor, weights: Tensor, tree: LabelTree, beam: int, k: int
-) -> tuple[Tensor, Tensor]:
+def tree_beam_search(hidden: Tensor, weights: Tensor, tree: LabelTree, beam: int, k: int) -> tuple[Tensor, Tensor]:
     """The k best labels of each text by beam search from the root: (scores (B,k), labels (B,k)), best first.
 
     hidden (B,D) float; weights (tree.num_nodes, D): the logit of a node is hidden . weights[node]. The root
@@ -115,8 +113,7 @@ def tree_beam_search(
     if beam < 1 or k < 1:
         raise KernelError(f"tree_beam_search needs beam and k of at least 1; got {beam} and {k}")
     first_child, level_offsets, labels = (
-        torch.from_numpy(array).to(hidden.device)
-        for array in (tree.first_child, tree.level_offsets, tree.labels)
+        torch.from_numpy(array).to(hidden.device) for array in (tree.first_child, tree.level_offsets, tree.labels)
     )
     scores, leaves = _tree_beam_search(hidden, weights, first_child, level_offsets, beam, k)
     places = (leaves - (len(first_child) - 1)).clamp(min=0)
@@ -140,9 +137,7 @@ def _(
     hidden: Tensor, weights: Tensor, first_child: Tensor, level_offsets: Tensor, beam: int, k: int
 ) -> tuple[Tensor, Tensor]:
     shape = (hidden.shape[0], k)
-    return hidden.new_empty(
-        shape, dtype=torch.promote_types(hidden.dtype, torch.float32)
-    ), first_child.new_empty(shape)
+    return hidden.new_empty(shape, dtype=torch.promote_types(hidden.dtype, torch.float32)), first_child.new_empty(shape)
 
 
 def _save_search(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -65,9 +65,7 @@ def ranking_metrics(
         means = np.concatenate([means, ratios], axis=1)
         names += ["PSP", "PSnDCG"]
     row_of = {int(k): row for row, k in enumerate(cutoffs)}
-    return {
-        f"{name}@{k}": float(means[row_of[int(k)], column]) for column, name in enumerate(names) for k in ks
-    }
+    return {f"{name}@{k}": float(means[row_of[int(k)], column]) for column, name in enumerate(names) for k in ks}
 
 
 def _ranking_sums(

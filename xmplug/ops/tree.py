@@ -46,14 +46,10 @@ class LabelTree:
     def _validate(self) -> None:
         offsets, first, labels = self.level_offsets, self.first_child, self.labels
         if len(offsets) < 3 or offsets[0] != 0 or offsets[1] != 1 or np.any(np.diff(offsets) < 1):
-            raise KernelError(
-                "a label tree's level_offsets must start with 0, 1 and ascend, with at least two levels"
-            )
+            raise KernelError("a label tree's level_offsets must start with 0, 1 and ascend, with at least two levels")
         inner = offsets[-2]
         if len(first) != inner + 1 or first[0] != 1 or np.any(np.diff(first) < 1):
-            raise KernelError(
-                f"a label tree with {inner} inner nodes needs {inner + 1} first_child, ascending from 1"
-            )
+            raise KernelError(f"a label tree with {inner} inner nodes needs {inner + 1} first_child, ascending from 1")
         if np.any(first[offsets[:-1]] != offsets[1:]):
             raise KernelError("a label tree's first_child does not agree with its level_offsets")
         if len(labels) != offsets[-1] - inner or not np.array_equal(np.sort(labels), np.arange(len(labels))):
@@ -101,9 +97,7 @@ class LabelTree:
         """The tree of `to_arrays`; KernelError where the arrays do not make one."""
         missing = [field.name for field in fields(cls) if field.name not in arrays]
         if missing:
-            raise KernelError(
-                f"a label tree needs the array {missing[0]!r}; there are: {', '.join(sorted(arrays))}"
-            )
+            raise KernelError(f"a label tree needs the array {missing[0]!r}; there are: {', '.join(sorted(arrays))}")
         return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
@@ -142,9 +136,7 @@ def build_label_tree(features: sparse.csr_matrix, branching: int, max_leaf: int,
     for begin, middle, end in _splits(bounds):
         split(order, begin, middle, end, random.random((2, len(begin))))
     offsets = np.cumsum([0, *sizes])
-    first_child = np.concatenate(
-        [level[:-1] + start for level, start in zip(bounds, offsets[1:], strict=False)]
-    )
+    first_child = np.concatenate([level[:-1] + start for level, start in zip(bounds, offsets[1:], strict=False)])
     return LabelTree(offsets, np.append(first_child, offsets[-1]), order)
 
 
@@ -190,13 +182,9 @@ class _Splitter:
         first = (chance[0] * size).astype(np.int64)
         second = (first + 1 + (chance[1] * (size - 1)).astype(np.int64)) % size
         if self.module is None:
-            reference.split_segments(
-                self.features, self.scale, order, begin, middle, end, first, second, rounds=ROUNDS
-            )
+            reference.split_segments(self.features, self.scale, order, begin, middle, end, first, second, rounds=ROUNDS)
             return
-        arrays = [
-            np.ascontiguousarray(array, dtype=np.int64) for array in (begin, middle, end, first, second)
-        ]
+        arrays = [np.ascontiguousarray(array, dtype=np.int64) for array in (begin, middle, end, first, second)]
         self.module.split_segments(
             self.indptr.ctypes.data,
             self.indices.ctypes.data,

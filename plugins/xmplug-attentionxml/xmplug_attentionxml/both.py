@@ -34,10 +34,7 @@ class _Both(torch.autograd.Function):
         ctx.weights = [list(first.parameters()), list(second.parameters())]
         autocast = _autocast()
         ctx.outputs = _together(
-            *(
-                partial(_call, lstm, words, autocast, grad=True)
-                for lstm, words in zip((first, second), ctx.inputs)
-            )
+            *(partial(_call, lstm, words, autocast, grad=True) for lstm, words in zip((first, second), ctx.inputs))
         )
         return ctx.outputs[0].detach(), ctx.outputs[1].detach()
 
