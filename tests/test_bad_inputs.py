@@ -112,7 +112,23 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
         TRAIN + "--encoder.vectors random --training.batch_size 1000000000",
         "training.batch_size",
     ),
+    "component that is no name": (
+        _write("c.json", '{"loss": {"component": 3}}'),
+        TRAIN + "--config {tmp}/c.json",
+        "loss.component",
+    ),
+    "seed out of bounds": (_nothing, TRAIN + "--training.seed 99999999999999999999", "training.seed"),
+    "unlabelled texts that nobody reads": (
+        _nothing,
+        TRAIN + "--encoder.vectors random --encoder.unlabelled {tmp}/x",
+        "unlabelled",
+    ),
+    "resume with options": (_nothing, "train --resume {run} --preset demo", "leave out the other options"),
     # runs
+    "out that is a file": (_nothing, TRAIN.replace("{out}", "{run}/xmplug.json"), "is a file"),
+    "members that are none": (lambda tmp: _edit(tmp, "members", value=[]), "predict {copy}", "as members"),
+    "members outside": (lambda tmp: _edit(tmp, "members", value=[".."]), "predict {copy}", "as members"),
+    "demo over another run": (_nothing, "demo --out {run}", "another run"),
     "out that is not empty": (_nothing, TRAIN.replace("{out}", "{run}"), "is not empty"),
     "no run": (_nothing, "predict {tmp}/norun", "norun"),
     "folder that is no run": (_write("norun/file", ""), "predict {tmp}/norun", "holds no xmplug.json"),
@@ -187,6 +203,14 @@ def test_one_clear_line(
     assert message in said[0]
     assert not out.exists()
     assert sorted(run.rglob("*")) == before
+
+
+def test_validate_finds_every_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    _write("train.jsonl", "{oops\n" + GOOD + '{"text": 3, "labels": []}\n')(tmp_path)
+    assert _run(f"data validate {tmp_path}", monkeypatch) != 0
+    said = capsys.readouterr().out
+    assert "line 1" in said
+    assert "line 32" in said
 
 
 def test_a_corrupt_checkpoint(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]

@@ -90,6 +90,13 @@ def test_a_single_file_is_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert component.resolve().__name__ == "Loss"
 
 
+def test_a_single_file_can_be_loaded_again(tmp_path: Path) -> None:
+    path = tmp_path / "my_repeated_file.py"
+    path.write_text(LOSS.format(name="again", module="my_repeated_file"))
+    for _ in range(2):
+        assert Plugins().load((str(path),)).components["loss"].find("again").plugin == "my_repeated_file"
+
+
 def test_a_single_file_named_like_a_module_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "json.py"
     path.write_text(LOSS.format(name="mine", module="json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,33 @@ def test_an_ensemble_averages_its_members_and_keeps_finished_ones(corpus: Path, 
     xmplug.train("attentionxml", corpus, tmp_path / "run", options=options, ensemble=3)
     assert (tmp_path / "run/member-0/model.safetensors").stat().st_mtime_ns == before
     assert len(xmplug.load(tmp_path / "run").models) == 3
+
+
+def test_an_ensemble_does_not_touch_other_runs(run: Path, corpus: Path, tmp_path: Path) -> None:
+    before = (run / "xmplug.json").read_bytes()
+    with pytest.raises(xmplug.RunError, match="something else than an ensemble"):
+        xmplug.train("attentionxml", corpus, run, options=QUICK, ensemble=2)
+    assert (run / "xmplug.json").read_bytes() == before
+    options = QUICK | {"training.epochs": 1}
+    xmplug.train("attentionxml", corpus, tmp_path / "run", options=options, ensemble=2)
+    with pytest.raises(xmplug.RunError, match="other options or data"):
+        xmplug.train("attentionxml", corpus, tmp_path / "run", options=options | {"encoder.hidden": 9}, ensemble=2)
+
+
+def test_a_file_is_a_split_as_a_whole(run: Path, corpus: Path) -> None:
+    whole = evaluate_run(run, split="test").rows["model"]
+    assert evaluate_run(run, next(corpus.glob("test*"))).rows["model"].as_dict() == whole.as_dict()
+
+
+def test_labels_in_another_order_are_not_resumed(corpus: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(corpus, data)
+    with pytest.raises(KeyboardInterrupt):
+        xmplug.train("attentionxml", data, tmp_path / "run", options=QUICK, listener=_StopAt(1, 2))
+    labels = data / "labels.jsonl"
+    labels.write_text("".join(reversed(labels.read_text().splitlines(keepends=True))))
+    with pytest.raises(xmplug.RunError, match="the data have changed"):
+        resume(tmp_path / "run")
 
 
 def test_a_run_shorter_than_an_evaluation_is_saved(corpus: Path, tmp_path: Path) -> None:

@@ -63,18 +63,30 @@ def train(
     if ensemble == 1:
         train_run(resolved, plugins, dataset, out, source=source, listener=listener)
         return load_run(out, plugins)
-    seed = resolved.training.seed
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or not all(_is_of_ensemble(entry) for entry in folder.iterdir())):
+        raise RunError(f"{str(out)!r} holds something else than an ensemble; choose another --out")
     members = [f"member-{number}" for number in range(ensemble)]
     for number, member in enumerate(members):
-        folder = Path(out) / member
-        begun = (folder / MANIFEST).exists()
-        if begun and read_manifest(folder)["state"] == "complete":
-            continue
-        overrides["training.seed"] = seed + number
-        resolved = resolve(plugins, plugin, preset=preset, file=config, overrides=overrides.items())
-        train_run(resolved, plugins, dataset, folder, source=source, resume=begun, listener=listener)
-    save_ensemble(Path(out), members)
-    return load_run(out, plugins)
+        overrides["training.seed"] = resolved.training.seed + number
+        config_of_member = resolve(plugins, plugin, preset=preset, file=config, overrides=overrides.items())
+        begun = (folder / member / MANIFEST).exists()
+        if begun:
+            found = read_manifest(folder / member)
+            if (found["config"], found["data"]["source"]) != (config_of_member.as_dict(), source):
+                raise RunError(f"{folder / member} was trained with other options or data; choose another --out")
+            if found["state"] == "complete":
+                continue
+        train_run(config_of_member, plugins, dataset, folder / member, source=source, resume=begun, listener=listener)
+    save_ensemble(folder, members)
+    return load_run(folder, plugins)
+
+
+def _is_of_ensemble(entry: Path) -> bool:
+    """Whether a file or folder belongs into the folder of an ensemble."""
+    if entry.name == MANIFEST:
+        return "members" in read_manifest(entry.parent)
+    return entry.is_dir() and entry.name.startswith("member-")
 
 
 def resume(run: str | Path, plugin_files: Sequence[str] = (), listener: Listener | None = None) -> Tagger:

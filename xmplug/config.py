@@ -44,7 +44,7 @@ class TrainingConfig(ComponentConfig):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the processor multiplies it natively, else float32"
     )
-    seed: int = Field(0, ge=0, description="seed of everything random: weights, order, dropout, trees")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random: weights, order, dropout, trees")
 
     @field_validator("epochs")
     @classmethod
@@ -59,7 +59,7 @@ class TrainingConfig(ComponentConfig):
         name, _, k = value.partition("@")
         if name not in {"P", "nDCG", "R", "RP", "PSP", "PSnDCG"} or not k.isdigit() or int(k) < 1:
             raise ValueError("give P@k, nDCG@k, R@k, RP@k, PSP@k or PSnDCG@k with a number for k")
-        return value
+        return f"{name}@{int(k)}"
 
     def epochs_at(self, level: int) -> int:
         """Passes over the data at `level`, the first level being 0."""
@@ -149,8 +149,8 @@ def resolve(
     return RunConfig(method, preset, components, configs, training)
 
 
-def options_of(config: type[ComponentConfig]) -> list[tuple[str, str, str, str]]:
-    """(name, type, default, description) of each option, for help texts."""
+def options_of(config: type[ComponentConfig]) -> list[tuple[str, str, str]]:
+    """(name, type, description) of each option, for help texts."""
     rows = []
     for name, schema in config.model_json_schema().get("properties", {}).items():
         choices = schema.get("enum")
@@ -160,7 +160,6 @@ def options_of(config: type[ComponentConfig]) -> list[tuple[str, str, str, str]]
             (
                 name,
                 kind.replace("null", "none"),
-                json.dumps(schema.get("default")),
                 schema.get("description", ""),
             )
         )
@@ -177,6 +176,8 @@ def _nested(overrides: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _merge(plugins: Plugins, into: dict[str, Any], section: str, options: Mapping[str, Any]) -> None:
     if section != "training" and "component" in options:
+        if not isinstance(options["component"], str):
+            raise ConfigError(f"{section}.component must be a component's id, found {options['component']!r}")
         registry = plugins.components[section]  # type: ignore[index]
         if registry.find(options["component"]).id != registry.find(into["component"]).id:
             into.clear()  # the options so far belong to another component

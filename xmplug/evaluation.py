@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .data import load_dataset
-from .errors import DataError
+from .data import Documents, load_dataset, read_documents
+from .errors import DataError, RunError
 from .inference import Tagger
 from .metrics import Report, evaluate, popularity, propensity_constants
 from .plugins import Plugins
@@ -46,11 +46,15 @@ def evaluate_run(
     none of its labels is known to the model.
     """
     tagger = load_run(run, Plugins().load(tuple(plugin_files)))
-    source = {"spec": str(data), "format": data_format} if data is not None else training_source(Path(run))
-    documents = load_dataset(**source).split(split)
+    source: dict[str, Any] = training_source(Path(run)) if data is None else {"spec": data, "format": data_format}
+    name = str(source["spec"])
+    if data is not None and Path(data).is_file():
+        documents = Documents.of(read_documents(data, data_format))  # one file is the split, all of it
+    else:
+        documents = load_dataset(**source).split(split)
     if not len(documents):
-        raise DataError(f"data {source['spec']!r} have no {split} split; give --split, or add the file {split}.jsonl")
-    return evaluate_documents(tagger, documents, str(source["spec"]), ks)
+        raise DataError(f"data {name!r} have no {split} split; give --split, or add the file {split}.jsonl")
+    return evaluate_documents(tagger, documents, name, ks)
 
 
 def evaluate_documents(tagger: Tagger, documents: Any, name: str, ks: Sequence[int]) -> Evaluation:
@@ -88,7 +92,13 @@ def training_source(run: Path) -> dict[str, Any]:
     content = read_manifest(run)
     if "members" in content:
         return training_source(run / content["members"][0])
-    source: dict[str, Any] = content["data"]["source"]
+    source = content["data"].get("source", {})
+    if (
+        not isinstance(source, dict)
+        or "spec" not in source
+        or source.keys() - {"spec", "format", "labels", "dev_fraction"}
+    ):
+        raise RunError(f"{str(run)!r} does not say which data it was trained on; give --data")
     return source
 
 

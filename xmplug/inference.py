@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from .data import LabelSet, TokenStore
+from .data import TokenStore
 from .data.batches import inference_order, make_batch
 from .errors import ConfigError
+from .interfaces import Shortlist
 from .model import Model
 from .ops import beam_step
 
@@ -55,7 +55,7 @@ def uses_bfloat16(precision: str) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -73,7 +73,6 @@ def rank_level(
     store: TokenStore,
     above: Ranked | None,
     k: int,
-    on_batch: Callable[[int], None] | None = None,
 ) -> Ranked:
     """The `k` best nodes of `level` for each text of `store`, given those of the level above.
 
@@ -103,8 +102,6 @@ def rank_level(
                 best, found = beam_step(logits, shortlist.nodes, prior, k)
             ranked.nodes[places] = found.cpu().numpy()
             ranked.scores[places] = best.cpu().numpy()
-            if on_batch is not None:
-                on_batch(len(places))
     finally:
         module.train(was_training)
     return ranked
@@ -123,15 +120,6 @@ def rank_labels(model: Model, store: TokenStore, k: int) -> tuple[np.ndarray, np
 def node_labels(model: Model, nodes: np.ndarray) -> np.ndarray:
     """The labels (int64) of nodes of the last level; -1 stays."""
     return np.where(nodes >= 0, model.structure.leaf_labels()[nodes], -1)
-
-
-class Predictor(Protocol):
-    """What predicts: a trained model, or an ensemble of them."""
-
-    labels: LabelSet
-
-    def rank(self, texts: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """labels (N,k) int64, -1 = none, and their scores (N,k) float32, best first."""
 
 
 class Tagger:
@@ -187,8 +175,6 @@ class Tagger:
         batch = make_batch(store, np.zeros(1, np.int64)).to(device())
         leaves = np.argsort(model.structure.leaf_labels())
         nodes = [[int(leaves[self.labels.index(prediction.label)]) for prediction in predictions]]
-        from .interfaces import Shortlist
-
         with torch.no_grad():
             shortlist = Shortlist(nodes=torch.tensor(nodes, dtype=torch.int64, device=batch.tokens.device))
             weights = module.fusion.attention(encoder(batch), shortlist)  # (1,C,T)

@@ -55,7 +55,7 @@ class Batch:
         return places[None, :] < self.lengths[:, None]
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.index, self.tokens.to(device), self.lengths.to(device), self.training)
+        return Batch(self.index.to(device), self.tokens.to(device), self.lengths.to(device), self.training)
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,9 @@ class Targets:
 
     indptr: Tensor
     indices: Tensor
+
+    def to(self, device: torch.device) -> Targets:
+        return Targets(self.indptr.to(device), self.indices.to(device))
 
     def positions(self, shortlist: Shortlist) -> tuple[Tensor, Tensor]:
         """(rows, columns) int64 of the true nodes among the candidates: where a dense target would hold a one."""

@@ -102,6 +102,8 @@ class WeightAverage:
         """Let the present weights enter the mean."""
         self.count += 1
         for name, weight in self.module.named_parameters():
+            if not weight.requires_grad:
+                continue
             if name in self.mean:
                 self.mean[name].lerp_(weight, 1 / self.count)
             else:

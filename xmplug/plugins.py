@@ -114,19 +114,23 @@ class Plugins:
         if not path.is_file():
             raise PluginError(f"plugin file {str(path)!r} does not exist; give the path of a Python file")
         name = path.stem
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        plugin = Plugin(name, str(path), "", str(path))
         if name in sys.modules:
             other = getattr(sys.modules[name], "__file__", None)
+            if other is not None and Path(other).resolve() == path.resolve():
+                return self._register(plugin, sys.modules[name])
             raise PluginConflictError(
                 f"plugin file {str(path)!r} is named like the module {name!r} ({other or 'built in'}); rename the file"
             )
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
         # Registered before it runs, so that factories "name:Class" and pydantic's type look-ups resolve.
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-            self._register(Plugin(name, str(path), "", str(path)), module)
+            self._register(plugin, module)
         except Exception as error:
             del sys.modules[name]
             if isinstance(error, PluginError):

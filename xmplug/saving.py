@@ -7,8 +7,8 @@
     RUN/metrics.jsonl       one line for each evaluation
     RUN/checkpoints/        while training: what a killed run resumes from
 
-An ensemble is a run whose `xmplug.json` names its members' folders. Every file is written under a temporary name,
-synced, and renamed, so that none is ever half there.
+An ensemble is a run whose `xmplug.json` names its members' folders. Manifest, weights and checkpoints are written under
+a temporary name, synced, and renamed, so that none is ever half there.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as tensors_to_bytes
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import RunConfig, resolve
@@ -41,30 +42,34 @@ FORMAT = 1
 MANIFEST = "xmplug.json"
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or none of it. Raises ResourceError when the disk is full or not writable."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; when the block ends well, it is synced and renamed to `path`.
+
+    Raises ResourceError when the disk is full or not writable.
+    """
     scratch = path.with_name(f".{path.name}.part")
     try:
-        with open(scratch, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield scratch
+        with open(scratch, "rb") as file:
             os.fsync(file.fileno())
         os.replace(scratch, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         scratch.unlink(missing_ok=True)
-        raise ResourceError(
-            f"cannot write {path} ({len(content) / 1e6:.1f} MB): {error.strerror}; free space or choose another --out"
-        ) from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ResourceError(f"cannot write {path}: {reason}; free space or choose another --out") from error
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    with whole_file(path) as scratch:
+        scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -> None:
     """A safetensors file; `note` is kept in its header as JSON."""
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_bytes(path, tensors_to_bytes(whole, {"note": json.dumps(note)}))
+    with whole_file(path) as scratch:
+        save_file(whole, scratch, {"note": json.dumps(note)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -127,13 +132,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise RunError(f"{path} is of format {found!r}, this xmplug reads {FORMAT}; use the version that wrote it")
+    needed = {"state", "members"} if "members" in content else {"state", "config", "plugins", "data"}
+    if missing := needed - content.keys():
+        raise RunError(f"{path} lacks {', '.join(sorted(missing))}; restore it from a copy, or train again")
+    members = content.get("members", ["member-0"])
+    if not isinstance(members, list) or not members or not all(_is_inside(member) for member in members):
+        raise RunError(f"{path} names {members!r} as members; they must be folders inside the run")
     return content
+
+
+def _is_inside(member: Any) -> bool:
+    return isinstance(member, str) and Path(member).name == member and member not in ("", ".", "..")
 
 
 def run_config(content: Mapping[str, Any], plugins: Plugins) -> RunConfig:
     """The configuration kept in a manifest. Raises PluginError when a plugin of the run is not installed."""
-    names = {plugin.name for plugin in plugins.found}
+    names = {plugin.name for plugin in plugins.found if not plugin.error}
     for needed in content["plugins"]:
+        for plugin in plugins.found:
+            if plugin.name == needed["name"] and plugin.error:
+                raise PluginError(f"the run needs plugin {plugin.name!r}, which does not load: {plugin.error}")
         if needed["name"] not in names:
             name, distribution, version = needed["name"], needed["distribution"], needed["version"]
             remedy = f"pip install {distribution}=={version}" if version else f"add --plugin-file {distribution}"

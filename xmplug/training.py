@@ -6,6 +6,7 @@ averages, generator states and position. A run that is killed and resumed theref
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -26,7 +27,7 @@ from .data import Corpus, Dataset, Documents, LabelSet, TokenStore
 from .data.batches import make_batch, make_targets, training_order
 from .errors import ConfigError, DataError, ResourceError, RunError
 from .inference import Ranked, autocast, device, node_labels, rank_level, uses_bfloat16
-from .interfaces import Task
+from .interfaces import Batch, LabelStructure, Task
 from .metrics import inverse_propensity
 from .model import Model
 from .ops import ranking_metrics
@@ -40,7 +41,7 @@ from .saving import (
     read_tensors,
     run_config,
     save_run,
-    write_bytes,
+    whole_file,
     write_json,
     write_tensors,
 )
@@ -93,7 +94,7 @@ class Progress:
 
 
 @dataclass
-class _Split:
+class Split:
     """A split as training needs it: tokens and labels."""
 
     store: TokenStore
@@ -145,8 +146,10 @@ class Trainer:
         self.config, self.settings, self.out, self.listener = config, config.training, out, listener
         self.checkpoints = out / "checkpoints"
         self.position = Position()
-        existed = out.exists()
-        if out.exists() and not resume and any(out.iterdir()):
+        if out.exists() and not out.is_dir():
+            raise RunError(f"{str(out)!r} is a file; --out names the folder to make")
+        fresh = not out.exists() or not any(out.iterdir())
+        if not fresh and not resume:
             raise RunError(
                 f"{str(out)!r} is not empty; choose another --out, or go on with `xmplug train --resume {out}`"
             )
@@ -159,7 +162,7 @@ class Trainer:
         data = {
             "source": dict(source),
             "name": dataset.name,
-            "fingerprint": train_split.fingerprint,
+            "fingerprint": _fingerprint(train_split, dev_split, dataset.labels),
             "train": len(train_split),
             "dev": len(dev_split),
             "labels": self.task.num_labels,
@@ -185,7 +188,7 @@ class Trainer:
                 self.model.save_parts(out)
                 dataset.labels.save(out / "labels.jsonl")
         except BaseException:
-            if not existed:  # nothing half-written stays behind
+            if fresh:  # nothing half-written stays behind
                 shutil.rmtree(out, ignore_errors=True)
             raise
 
@@ -193,22 +196,22 @@ class Trainer:
         self, train_split: Documents, dev_split: Documents, labels_of_train: csr_matrix, labels: LabelSet
     ) -> None:
         encoder = self.model.level(0).encoder
-        self.train_data = _Split(
+        self.train_data = Split(
             TokenStore.of_documents(encoder.tokenizer, train_split, encoder.max_tokens), labels_of_train
         )
-        self.dev_data = _Split(
+        self.dev_data = Split(
             TokenStore.of_documents(encoder.tokenizer, dev_split, encoder.max_tokens),
             dev_split.targets(labels),
         )
-        if not self.dev_data.targets[:, : self.task.num_labels].nnz:
-            raise DataError("no dev text has a label that occurs in training; give more texts or another dev split")
         if self.settings.dev_documents is not None and self.settings.dev_documents < len(self.dev_data.store):
             chosen = np.sort(
                 np.random.default_rng(self.settings.seed).permutation(len(self.dev_data.store))[
                     : self.settings.dev_documents
                 ]
             )
-            self.dev_data = _Split(_subset(self.dev_data.store, chosen), self.dev_data.targets[chosen])
+            self.dev_data = Split(_subset(self.dev_data.store, chosen), self.dev_data.targets[chosen])
+        if not self.dev_data.targets[:, : self.task.num_labels].nnz:
+            raise DataError("no dev text has a label that occurs in training; give more texts or another dev split")
         self._check_resources()
         self.model.to(device())
 
@@ -274,8 +277,7 @@ class Trainer:
                 nodes, scores = candidates_for_training(above_train, parents, places)
                 nodes, scores = nodes.to(where), scores.to(where)
             shortlist = structure.shortlist(level, batch, nodes, scores)
-            wanted = make_targets(targets, places)
-            wanted = type(wanted)(wanted.indptr.to(where), wanted.indices.to(where))
+            wanted = make_targets(targets, places).to(where)
             with autocast(settings.precision):
                 predicted = module(batch, shortlist)
             loss = self.model.loss(predicted, shortlist, wanted)
@@ -323,7 +325,7 @@ class Trainer:
         position, settings = self.position, self.settings
         module = self.model.level(level)
         average.swap()
-        values = dev_metrics(self.model, level, self.dev_data.store, self.dev_data.targets, above, settings.metric)
+        values = dev_metrics(self.model, level, self.dev_data, self.train_data.targets, above, settings.metric)
         if values[settings.metric] > position.best:
             position.best, position.worse = values[settings.metric], 0
             write_tensors(self.checkpoints / f"level-{level}.safetensors", module.state_dict())
@@ -338,7 +340,7 @@ class Trainer:
         self.listener.evaluated(record)
         return values[settings.metric]
 
-    def _rank(self, level: int, split: _Split, above: Ranked | None) -> Ranked:
+    def _rank(self, level: int, split: Split, above: Ranked | None) -> Ranked:
         """The best nodes of a finished level, from which the next takes its candidates; kept for a resumed run."""
         name = "train" if split is self.train_data else "dev"
         path = self.checkpoints / f"ranked-{level}-{name}.safetensors"
@@ -400,7 +402,8 @@ class Trainer:
             load_weights(self.model.level(0), weights, self.checkpoints / "last.safetensors")
         metrics = self.out / "metrics.jsonl"
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
-        write_bytes(metrics, "".join(lines[: self.position.evaluations]).encode())
+        with whole_file(metrics) as scratch:
+            scratch.write_text("".join(lines[: self.position.evaluations]), encoding="utf-8")
 
     def _best_record(self, level: int) -> dict[str, float]:
         """The evaluation whose weights were kept at `level`, which counts from 1."""
@@ -425,11 +428,13 @@ class Trainer:
         sizes = [structure.level_size(level) for level in range(structure.num_levels)]
         parameters = [shared - first + rows * nodes for nodes in sizes]
         tokens = max(int(self.train_data.store.lengths.max(initial=1)), 1)
-        widest = max([sizes[0], *(min(nodes, structure.beam * 64) for nodes in sizes[1:])])
+        widest = max([sizes[0], *(_shortlist_width(structure, level) for level in range(1, len(sizes)))])
         # Weights, gradients, two moments and the average; then states and label contexts, forward and backward.
         training = max(parameters) * 4 * 5 + sum(parameters) * 4
         activations = settings.batch_size * 4 * (6 * tokens * size + 4 * widest * size + 2 * widest * tokens)
-        needed, there = training + activations, psutil.virtual_memory().available
+        where = device().type
+        needed = training + activations
+        there = psutil.virtual_memory().available if where == "cpu" else torch.cuda.mem_get_info()[0]
         steps = [
             math.ceil(len(self.train_data.store) / settings.batch_size) * settings.epochs_at(level)
             for level in range(structure.num_levels)
@@ -438,10 +443,10 @@ class Trainer:
         precision = "bfloat16" if uses_bfloat16(settings.precision) else "float32"
         self.listener.message(
             f"{sum(parameters):,} parameters, {nodes} nodes, {' + '.join(map(str, steps))} steps of "
-            f"{settings.batch_size} texts in {precision} on {device().type}; "
+            f"{settings.batch_size} texts in {precision} on {where}; "
             f"about {needed / 2**30:.1f} GiB of {there / 2**30:.1f} GiB free memory"
         )
-        if needed > there and device().type == "cpu":
+        if needed > there:
             option = "training.batch_size" if activations > training else "the encoder's and the structure's size"
             raise ResourceError(
                 f"training needs about {needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB are free; "
@@ -454,6 +459,22 @@ class Trainer:
                 f"checkpoints need about {disk / 2**30:.1f} GiB in {str(self.out)!r}, {free / 2**30:.1f} GiB are free; "
                 "free space or choose another --out"
             )
+
+
+def _shortlist_width(structure: LabelStructure, level: int) -> int:
+    """Candidates of a text at `level`, which has a level above it."""
+    nodes = torch.arange(min(structure.beam, structure.level_size(level - 1)))[None]
+    text = Batch(
+        torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    )
+    shortlist = structure.shortlist(level, text, nodes, torch.ones(nodes.shape))
+    return structure.level_size(level) if shortlist.nodes is None else shortlist.nodes.shape[1]
+
+
+def _fingerprint(train: Documents, dev: Documents, labels: LabelSet) -> str:
+    """Changes with everything of the data that training reads, the order of the labels included."""
+    parts = [train.fingerprint, dev.fingerprint, *labels.ids]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def candidates_for_training(above: Ranked, parents: csr_matrix, places: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -482,21 +503,21 @@ def candidates_for_training(above: Ranked, parents: csr_matrix, places: np.ndarr
 
 
 def dev_metrics(
-    model: Model, level: int, store: TokenStore, labels: csr_matrix, above: Ranked | None, metric: str
+    model: Model, level: int, dev: Split, train_labels: csr_matrix, above: Ranked | None, metric: str
 ) -> dict[str, float]:
     """Ranking metrics of one level: of its nodes, or at the last level of the labels themselves."""
     name, _, k = metric.partition("@")
     ks = tuple(sorted({1, 3, 5, int(k)}))
-    ranked = rank_level(model, level, store, above, max(ks))
-    known: LabelSet = model.task.labels
+    ranked = rank_level(model, level, dev.store, above, max(ks))
     if level == model.structure.num_levels - 1:
-        top, truth, counts = node_labels(model, ranked.nodes), labels, known.counts
-        counts = np.concatenate([counts, np.zeros(max(0, truth.shape[1] - len(counts)), counts.dtype)])
+        top, truth = node_labels(model, ranked.nodes), dev.targets
+        counts = np.zeros(truth.shape[1], np.int64)
+        counts[: len(model.task.labels)] = model.task.labels.counts
     else:
         top = ranked.nodes.astype(np.int64)
-        truth = model.structure.level_targets(level, labels[:, : model.task.num_labels].tocsr())
-        counts = np.asarray(truth.sum(axis=0)).ravel()
-    weights = inverse_propensity(counts, known.num_documents) if name.startswith("PS") else None
+        truth = model.structure.level_targets(level, dev.targets[:, : model.task.num_labels].tocsr())
+        counts = np.asarray(model.structure.level_targets(level, train_labels).sum(axis=0)).ravel()
+    weights = inverse_propensity(counts, model.task.labels.num_documents) if name.startswith("PS") else None
     values = ranking_metrics(top, truth.indptr.astype(np.int64), truth.indices.astype(np.int64), weights, ks)
     return {key: round(value, 6) for key, value in values.items()}
 

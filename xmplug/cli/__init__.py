@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
 
@@ -46,28 +47,33 @@ class _Commands(click.Group):
         return super().resolve_command(context, args)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="xmplug")
-def xmplug() -> None:
+@click.pass_context
+def xmplug(context: click.Context) -> None:
     """Extreme multi-label text classification with plugins.
 
     Shell completion: eval "$(_XMPLUG_COMPLETE=bash_source xmplug)" (or zsh_source, fish_source).
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main() -> None:
     """Run a command; an expected error is one line on standard error and a non-zero exit code."""
     try:
-        xmplug.main(standalone_mode=False)
+        sys.exit(xmplug.main(standalone_mode=False) or 0)
     except XmplugError as error:
-        print(f"xmplug: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
     except click.ClickException as error:
-        print(f"xmplug: error: {error.format_message()}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(error.format_message(), error.exit_code)
+    except OSError as error:
+        _fail(f"{error.filename or 'input or output'}: {error.strerror}; check the path, rights and free space", 1)
     except (click.Abort, KeyboardInterrupt):
         print("xmplug: stopped", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away; nothing more to say
-        sys.exit(141)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"xmplug: error: {message}", file=sys.stderr)
+    sys.exit(code)

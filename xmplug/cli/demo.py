@@ -24,13 +24,14 @@ def command(out: str) -> None:
     from ..errors import RunError
     from ..evaluation import evaluate_documents
     from ..metrics import table
-    from ..saving import MANIFEST, write_json
+    from ..saving import read_manifest, write_json
     from .progress import show_training
 
     folder = Path(out)
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / MANIFEST).exists():
-            raise RunError(f"{out!r} is not empty and holds no run; choose another --out")
+    if folder.is_dir() and any(folder.iterdir()):
+        before = read_manifest(folder)
+        if (before.get("preset"), before.get("data", {}).get("name")) != ("demo", "debtags"):
+            raise RunError(f"{out!r} holds another run; choose another --out")
         shutil.rmtree(folder)
     begun = time.perf_counter()
     click.echo("1. Training AttentionXML on debtags: which tags does a Debian package carry?\n")

@@ -116,7 +116,7 @@ def describe_options(given: dict[str, Any]) -> str:
         title = section.replace("_", "-")
         rows = [
             (f"--{title}.{name} {kind}", f"{text} [{_shown(chosen[section][name])}]")
-            for name, kind, _, text in options_of(model)
+            for name, kind, text in options_of(model)
         ]
         if rows:
             with formatter.section(title if section == "training" else f"{title} {chosen[section]['component']}"):

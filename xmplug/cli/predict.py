@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from itertools import tee
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "source",
     default="-",
     show_default=True,
-    help="Corpus file, or lines of text; - reads standard input.",
+    help="JSON lines, or a file with a text on each line; - reads such lines from standard input.",
 )
 @click.option("--k", type=click.IntRange(1), default=5, show_default=True, help="Labels for each text.")
 @click.option("--threshold", type=click.FloatRange(0, 1), default=0.0, help="Leave out labels with a lower score.")
@@ -44,12 +44,12 @@ def command(
     from ..api import load
 
     tagger = load(run, plugin_files)
-    documents, again = tee(_documents(source))
     if explain:
-        for name, text in documents:
+        for name, text in _documents(source):
             found = [item for item in tagger.explain(text, k) if item.prediction.score >= threshold]
             _print(shape, name, text, [item.prediction for item in found], found)
     else:
+        documents, again = tee(_documents(source))
         for (name, text), predictions in zip(
             again, tagger.predict_stream((text for _, text in documents), k, threshold)
         ):
@@ -58,23 +58,14 @@ def command(
 
 def _documents(source: str) -> Iterator[tuple[str, str]]:
     from ..data import read_documents
-    from ..errors import DataError
+    from ..data.files import lines
 
-    if source == "-":
-        for number, line in enumerate(sys.stdin, 1):
-            yield str(number), line.rstrip("\n")
-    elif source.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz")):
+    if source != "-" and ".jsonl" in source:
         for document in read_documents(source, labelled=False):
             yield document.id, document.text
     else:
-        try:
-            with open(source, encoding="utf-8") as file:
-                for number, line in enumerate(file, 1):
-                    yield str(number), line.rstrip("\n")
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}; give a file of texts or -", source) from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"is not UTF-8 ({error.reason}); convert it, e.g. with iconv", source) from error
+        for number, line in lines(Path("/dev/stdin" if source == "-" else source)):
+            yield str(number), line
 
 
 def _print(shape: str, name: str, text: str, predictions: list[Prediction], explained: list[Explanation]) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -27,7 +28,7 @@ class _Screen(Listener):
         self.last_line = time.monotonic()
 
     def message(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def step(self, progress: Progress) -> None:
         metric = "-" if progress.metric is None else f"{100 * progress.metric:.2f}"
@@ -76,7 +77,9 @@ def show_training(out: str) -> Iterator[Listener]:
         with bar:
             yield screen
     except KeyboardInterrupt:
-        console.print(f"stopped; go on with: xmplug train --resume {out}", highlight=False, soft_wrap=True)
+        one_run = (Path(out) / "checkpoints").is_dir()
+        hint = f"xmplug train --resume {out}" if one_run else "the same command"
+        console.print(f"stopped; go on with: {hint}", highlight=False, soft_wrap=True, markup=False)
         raise
     finally:
         signal.signal(signal.SIGINT, before)

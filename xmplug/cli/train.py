@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+from click.core import ParameterSource
 
 from .options import Sections, config_layers, describe_options, recipe_options
 
@@ -54,7 +55,8 @@ def command(
         return
     layers = config_layers(context, recipe)
     if resumed is not None:
-        if recipe["plugin"] or data or out or layers.overrides:
+        given = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        if set(given) - {"resumed", "plugin_files"} or layers.overrides:
             raise click.UsageError("--resume RUN takes everything from the run; leave out the other options")
         _resume(resumed, layers.plugin_files)
         return

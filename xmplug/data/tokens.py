@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -58,7 +57,11 @@ class Tokenizer:
         """(T,) int32 token ids of each text, at most `max_tokens`."""
         source = iter(texts)
         while chunk := list(islice(source, _CHUNK)):
-            for encoding in self.backend.encode_batch_fast(chunk):
+            try:
+                encodings = self.backend.encode_batch_fast(chunk)
+            except (TypeError, UnicodeError) as error:
+                raise DataError("one of the texts is not Unicode text; give strings without lone surrogates") from error
+            for encoding in encodings:
                 yield np.asarray(encoding.ids[:max_tokens], dtype=np.int32)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
@@ -117,18 +120,16 @@ class TokenStore:
         key = f"{documents.fingerprint}{tokenizer.digest()}{max_tokens}"
         folder = cache_dir() / "tokens" / hashlib.sha256(key.encode()).hexdigest()[:32]
         if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(dir=folder.parent))
             try:
-                _write(scratch, tokenizer.encode(documents.texts(), max_tokens))
-                os.replace(scratch, folder)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch:
+                    _write(Path(scratch), tokenizer.encode(documents.texts(), max_tokens))
+                    os.replace(scratch, folder)
             except OSError as error:
                 if not folder.is_dir():  # else another process was faster with the same content
                     raise DataError(
                         f"cannot write tokens: {error.strerror}; free space or set XMPLUG_CACHE", folder
                     ) from error
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
         size = (folder / "tokens.bin").stat().st_size
         tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r") if size else np.zeros(0, np.int32)
         return cls(tokens, np.load(folder / "offsets.npy"))

@@ -27,13 +27,13 @@ def label_attention(
     bias = torch.zeros_like(mask, dtype=states.dtype).masked_fill(has_token & ~mask, float("-inf"))  # (B,T)
     if candidates is None:
         # One matrix product for all texts: its gradient for the queries is a sum over B and T at once.
-        logits = (states @ queries.T).transpose(1, 2) + bias[:, None]  # (B,L,T)
+        logits = (states @ queries.to(states.dtype).T).transpose(1, 2) + bias[:, None]  # (B,L,T)
     else:
         there = candidates >= 0  # (B,C)
         if candidates.numel():
             # Any candidate stands in for padding, so that a sparse gradient has no rows but the candidates'.
             candidates = torch.where(there, candidates, candidates.amax().clamp(min=0))
-        rows = functional.embedding(candidates, queries, sparse=sparse_grad)  # (B,C,D)
+        rows = functional.embedding(candidates, queries, sparse=sparse_grad).to(states.dtype)  # (B,C,D)
         logits = torch.baddbmm(bias[:, None], rows, states.transpose(1, 2))  # (B,C,T)
     attention = logits.softmax(dim=-1).to(states.dtype)  # (B,C,T)
     views = torch.bmm(attention, states)  # (B,C,D)

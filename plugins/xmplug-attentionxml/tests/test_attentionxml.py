@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +59,16 @@ def test_states_and_gradients_are_those_of_a_bidirectional_lstm_on_packed_sequen
     (expected[valid] * weights).sum().backward()
     for name, value in encoder.backward_lstm.named_parameters():
         torch.testing.assert_close(value.grad, getattr(reference, name + "_reverse").grad, rtol=1e-10, atol=1e-12)
+
+
+def test_frozen_vectors_get_no_gradient_and_a_second_backward_is_a_new_forward() -> None:
+    encoder, batch = _encoder(train_vectors=False), _batch([4, 2])
+    for _ in range(2):
+        states = encoder(batch).states
+        assert states is not None
+        states.sum().backward()
+    assert encoder.embedding.weight.grad is None
+    assert encoder.forward_lstm.weight_hh_l0.grad is not None
 
 
 def test_padding_and_neighbours_change_nothing() -> None:
@@ -124,6 +135,28 @@ def test_logits_follow_equation_2(layers: tuple[int, ...]) -> None:
                 expected = _by_hand(fusion, states[text, :length].numpy(), queries[node])
                 assert full[text, node].item() == pytest.approx(expected, rel=1e-10)
                 assert some[text, column].item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wide_level_has_row_sparse_gradients_equal_to_the_dense_ones(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = []
+    for sparse_from in (10, 1000):
+        monkeypatch.setattr("xmplug_attentionxml.attention._SPARSE_FROM", sparse_from)
+        torch.manual_seed(0)
+        fusion = LabelAttention(LabelAttentionConfig(layers=(5,)), 6, 50)
+        states, mask = torch.randn(2, 3, 6).to(dtype), torch.ones(2, 3, dtype=torch.bool)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            scores = fusion(Encoded(mask=mask, states=states), Shortlist(torch.tensor([[3, 7, -1], [7, 40, 9]])))
+        scores.logits.float().square().sum().backward()
+        gradients.append(fusion.queries.weight.grad)
+    sparse, dense = gradients
+    assert sparse is not None
+    assert dense is not None
+    assert sparse.is_sparse
+    assert set(sparse.coalesce().indices()[0].tolist()) == {3, 7, 9, 40}
+    torch.testing.assert_close(sparse.to_dense(), dense)
 
 
 def test_attention_sums_to_one_over_the_words_of_a_text() -> None:
@@ -213,14 +246,16 @@ def test_a_shortlist_carries_the_parents_probability_and_pads() -> None:
 def test_saved_and_restored(tmp_path: Path) -> None:
     plt = _plt(100, 4, 2)
     plt.save(tmp_path)
-    again = PLT.restore(PLTConfig(branching=4, height=2), tmp_path, None)  # type: ignore[arg-type]
+    task = SimpleNamespace(num_labels=100)
+    again = PLT.restore(PLTConfig(branching=4, height=2), tmp_path, task)  # type: ignore[arg-type]
     np.testing.assert_array_equal(plt.leaf_labels(), again.leaf_labels())
     assert [plt.level_size(level) for level in range(3)] == [again.level_size(level) for level in range(3)]
 
 
 # Section 2.4.1 -------------------------------------------------------------------------------------------------------
 
-GLOVE = "cat 1 2\nParis 3 4\nNATO 5 6\n"
+GLOVE = "cat 1 2\nParis 3 4\n. . . 7 8\nNATO 5 6\n"
+"""As glove.840B does, one "word" holds spaces."""
 
 
 def _vectors(source: str, corpus: object = None) -> dict[str, np.ndarray]:
@@ -240,9 +275,9 @@ def test_vector_files(tmp_path: Path, kind: str) -> None:
     if kind == "glove":
         path.write_text(GLOVE)
     elif kind == "word2vec":
-        path.write_text("3 2\n" + GLOVE)
+        path.write_text("4 2\n" + GLOVE)
     else:
-        rows = [line.split() for line in GLOVE.splitlines()]
+        rows = [line.split() for line in GLOVE.splitlines() if line[0] != "."]
         packed = [row[0].encode() + b" " + np.array(row[1:], dtype=np.float32).tobytes() + b"\n" for row in rows]
         path.write_bytes(b"3 2\n" + b"".join(packed))
     vectors = _vectors(str(path))

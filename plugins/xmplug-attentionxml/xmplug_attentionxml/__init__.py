@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from xmplug import Component, ComponentConfig, Paper, Recipe, hookimpl
 
@@ -31,6 +31,12 @@ class BiLSTMConfig(ComponentConfig):
     state_dropout: float = Field(0.5, ge=0, lt=1, description="dropout of LSTM states")
     word_dropout: float = Field(0.0, ge=0, lt=1, description="share of words that training replaces by unknown")
 
+    @model_validator(mode="after")
+    def _unlabelled_is_read(self) -> BiLSTMConfig:
+        if self.unlabelled is not None and self.vectors != "corpus":
+            raise ValueError("unlabelled texts are read for vectors 'corpus' only")
+        return self
+
 
 class LabelAttentionConfig(ComponentConfig):
     """Multi-label attention and fully connected layers shared by all labels (sections 2.4.3, 2.4.4)."""
@@ -47,11 +53,16 @@ class PLTConfig(ComponentConfig):
 
 
 def _table2(
-    epochs: int, batch_size: int, hidden: int, layers: tuple[int, ...], tree: tuple[int, int, int] | None
+    epochs: int,
+    batch_size: int,
+    hidden: int,
+    layers: tuple[int, ...],
+    tree: tuple[int, int, int] | None,
+    fine_tune: bool = True,
 ) -> dict[str, dict[str, Any]]:
-    """Settings of one row of the paper's Table 2: E, B, N, N_fc, and (H, K, C) where there is a tree."""
+    """One row of the paper's Table 2: E, B, N, N_fc, (H, K, C) where there is a tree; fine-tuning by section 3.3."""
     options: dict[str, dict[str, Any]] = {
-        "encoder": {"hidden": hidden, "train_vectors": tree is not None or batch_size == 200},
+        "encoder": {"hidden": hidden, "train_vectors": fine_tune},
         "fusion": {"layers": layers},
         "training": {"epochs": epochs, "batch_size": batch_size},
     }
@@ -105,8 +116,8 @@ def xmplug_recipes() -> list[Recipe]:
                 "https://arxiv.org/abs/1811.01727",
             ),
             presets={
-                "eur-lex": _table2(30, 40, 256, (256,), None),
-                "wiki10-31k": _table2(30, 40, 256, (256,), None),
+                "eur-lex": _table2(30, 40, 256, (256,), None, fine_tune=False),
+                "wiki10-31k": _table2(30, 40, 256, (256,), None, fine_tune=False),
                 "amazoncat-13k": _table2(10, 200, 512, (512, 256), None),
                 "amazon-670k": _table2(10, 200, 512, (512, 256), (3, 8, 160)),
                 "wiki-500k": _table2(5, 200, 512, (512, 256), (1, 64, 15)),

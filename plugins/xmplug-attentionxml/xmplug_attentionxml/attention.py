@@ -36,7 +36,7 @@ class LabelAttention(Fusion):
         self.output = nn.Linear(widths[-1], 1)
         for layer in (*self.layers, self.output):
             nn.init.xavier_uniform_(layer.weight)
-        # Before it has learned anything, the model says of every node how often a node is true.
+        # Before it has learned anything, a flat model says of every label how often a label is true.
         nn.init.constant_(self.output.bias, math.log(rate / (1 - rate)))
 
     @classmethod
@@ -51,8 +51,9 @@ class LabelAttention(Fusion):
                 f"a level with all of its {self.queries.num_embeddings:,} nodes as candidates is too wide; "
                 "use --label-structure attentionxml:plt with a larger height"
             )
-        queries = self.queries.weight.to(states.dtype)
-        hidden = label_attention(states, encoded.mask, queries, shortlist.nodes)  # (B,C,D)
+        hidden = label_attention(
+            states, encoded.mask, self.queries.weight, shortlist.nodes, sparse_grad=self.queries.sparse
+        )  # (B,C,D)
         for layer in self.layers:
             hidden = torch.relu(layer(hidden))
         return Scores(self.output(hidden).squeeze(-1))

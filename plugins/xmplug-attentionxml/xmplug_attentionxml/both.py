@@ -6,9 +6,11 @@ meet once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from threading import Barrier
 from typing import Any
 
 import torch
@@ -30,7 +32,10 @@ class _Both(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, first: nn.LSTM, second: nn.LSTM, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.inputs = [words.detach().requires_grad_() for words in tensors[:2]]
+        # ctx.needs_input_grad counts from `first`: words stand at 2 and 3.
+        ctx.inputs = [
+            words.detach().requires_grad_(needed) for words, needed in zip(tensors[:2], ctx.needs_input_grad[2:4])
+        ]
         ctx.weights = [list(first.parameters()), list(second.parameters())]
         autocast = _autocast()
         ctx.outputs = _together(
@@ -41,12 +46,15 @@ class _Both(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Once only: the graphs are freed, as without `retain_graph`."""
+        outputs, ctx.outputs = ctx.outputs, ()
         first, second = _together(
             *(
-                partial(torch.autograd.grad, output, [words, *weights], gradient)
-                for output, words, weights, gradient in zip(ctx.outputs, ctx.inputs, ctx.weights, gradients)
+                partial(_gradients, output, [words, *weights], gradient)
+                for output, words, weights, gradient in zip(outputs, ctx.inputs, ctx.weights, gradients)
             )
         )
+        ctx.inputs = ctx.weights = ()
         return None, None, first[0], second[0], *first[1:], *second[1:]
 
 
@@ -55,6 +63,13 @@ def _call(lstm: nn.LSTM, words: Tensor, autocast: bool, grad: bool = False) -> T
     with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output: Tensor = lstm(words)[0]
         return output
+
+
+def _gradients(output: Tensor, inputs: list[Tensor], gradient: Tensor) -> list[Tensor | None]:
+    """The gradient of each input that asks for one."""
+    asking = [tensor for tensor in inputs if tensor.requires_grad]
+    found = iter(torch.autograd.grad(output, asking, gradient) if output.requires_grad else ())
+    return [next(found) if tensor.requires_grad else None for tensor in inputs]
 
 
 def _autocast() -> bool:
@@ -71,7 +86,14 @@ def _workers() -> ThreadPoolExecutor:
     """Two threads, each with half of PyTorch's."""
     threads = torch.get_num_threads()
     workers = ThreadPoolExecutor(2, "lstm", torch.set_num_threads, (max(1, threads // 2),))
-    for done in [workers.submit(torch.get_num_threads) for _ in range(2)]:
-        done.result()
+    both_there = Barrier(3)
+    for _ in range(2):
+        workers.submit(both_there.wait)
+    both_there.wait()
     torch.set_num_threads(threads)  # the count is kept per thread, but for a part that all share
     return workers
+
+
+# A forked process has none of its parent's threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_workers.cache_clear)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from xmplug import RunError
 from xmplug.data import Corpus, Tokenizer
 from xmplug.interfaces import Batch, Encoded, Encoder
 
@@ -24,7 +25,7 @@ class Dropout(nn.Module):
 
     def __init__(self, rate: float):
         super().__init__()
-        self.dropped = round(256 * rate)
+        self.dropped = min(round(256 * rate), 255)
 
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or not self.dropped:
@@ -61,7 +62,10 @@ class BiLSTM(Encoder):
     @classmethod
     def restore(cls, config: BiLSTMConfig, folder: Path) -> BiLSTM:
         tokenizer = Tokenizer.load(folder)
-        size = int((folder / "vector_size").read_text())
+        try:
+            size = int((folder / "vector_size").read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{folder / 'vector_size'} is missing or damaged; restore it, or train again") from error
         return cls(config, tokenizer, torch.zeros(len(tokenizer), size))
 
     def save(self, folder: Path) -> None:

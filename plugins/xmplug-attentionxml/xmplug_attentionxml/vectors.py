@@ -8,7 +8,7 @@ their mean, padding is zero.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from xmplug.data import Corpus, Tokenizer
 from . import BiLSTMConfig
 
 _SPECIAL = 2  # padding and unknown
+_FASTTEXT = b"\xba\x16\x4f\x2f"  # its magic number, little endian
 _WORDS_READ = 15_000_000
 """Words that word2vec reads in about a minute: a small corpus ten times over, a large one once."""
 
@@ -102,7 +103,10 @@ def _transformer(name: str, words: list[str]) -> dict[str, np.ndarray]:
             "vectors 'transformer:...' need the package transformers: pip install 'xmplug-attentionxml[transformer]'"
         ) from None
     try:
-        tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name).eval()
+        tokenizer, model = (
+            AutoTokenizer.from_pretrained(name),
+            AutoModel.from_pretrained(name, use_safetensors=True).eval(),
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load the encoder {name!r}: {error}; give a local folder or a hub name") from error
     vectors: dict[str, np.ndarray] = {}
@@ -120,42 +124,66 @@ def _file(path: Path, words: list[str]) -> dict[str, np.ndarray]:
     """Vectors of `words` from GloVe text, word2vec text or binary, or fastText text or binary."""
     if not path.is_file():
         raise DataError("no vectors: the file does not exist; say corpus, random, transformer:NAME or a file", path)
-    keyed = _open(path)
-    found = {}
-    for word in words[_SPECIAL:]:
-        for form in (word, word.capitalize(), word.upper()):
-            if form in keyed.key_to_index:
-                found[word] = np.asarray(keyed[form], dtype=np.float32)
-                break
-    if not found:
-        raise DataError("knows none of the words of the training texts; is it of their language?", path)
-    return found
-
-
-def _open(path: Path):  # type: ignore[no-untyped-def]
-    from gensim.models import KeyedVectors
-    from gensim.models.fasttext import load_facebook_vectors
-
+    forms = {form: word for word in words[_SPECIAL:] for form in (word.upper(), word.capitalize(), word)}
     try:
-        with open(path, "rb") as file:
-            head = file.readline(1 << 16)
-        if head[:4] == b"\xba\x16\x4f\x2f":  # fastText's magic number, little endian
-            return load_facebook_vectors(str(path))
-        header = re.fullmatch(rb"\s*\d+ \d+\s*", head) is not None
-        return KeyedVectors.load_word2vec_format(str(path), binary=header and _is_binary(path), no_header=not header)
-    except (ValueError, EOFError, UnicodeDecodeError, NotImplementedError, IndexError) as error:
+        found = dict(_read(path, forms))
+    except (ValueError, EOFError, NotImplementedError, IndexError) as error:
         raise DataError(
             f"holds no word vectors ({error}); GloVe, word2vec and fastText files are read", path
         ) from error
+    chosen = {}
+    for word in words[_SPECIAL:]:
+        for form in (word, word.capitalize(), word.upper()):
+            if form in found:
+                chosen[word] = found[form]
+                break
+    if not chosen:
+        raise DataError("knows none of the words of the training texts; is it of their language?", path)
+    return chosen
 
 
-def _is_binary(path: Path) -> bool:
-    """Whether a word2vec file with a header is of the binary kind: its first entry is not text with numbers."""
+def _read(path: Path, wanted: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """The vectors of the `wanted` words that the file has."""
+    from gensim.models import KeyedVectors
+    from gensim.models.fasttext import load_facebook_vectors
+
     with open(path, "rb") as file:
-        size = int(file.readline().split()[1])
-        entry = file.readline(1 << 20)
+        head = file.readline(1 << 20)
+        second = file.readline(1 << 20)
+    if head[:4] == _FASTTEXT:
+        keyed = load_facebook_vectors(str(path))
+    elif re.fullmatch(rb"\s*\d+ \d+\s*", head) and _is_binary(second, int(head.split()[1])):
+        keyed = KeyedVectors.load_word2vec_format(str(path), binary=True)
+    else:
+        yield from _read_text(path, wanted)
+        return
+    for word in keyed.key_to_index:
+        if word in wanted:
+            yield word, np.asarray(keyed[word], dtype=np.float32)
+
+
+def _read_text(path: Path, wanted: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """A word and its numbers on each line, behind one line with two counts or without; words may hold spaces."""
+    with open(path, encoding="utf-8", newline="\n") as file:
+        size = 0
+        for number, line in enumerate(file):
+            fields = line.rstrip().split(" ")
+            if number == 0 and len(fields) == 2:
+                size = int(fields[1])
+                continue
+            size = size or len(fields) - 1
+            if len(fields) <= size or not size:
+                raise ValueError(f"line {number + 1} has {len(fields)} fields, expected a word and {size} numbers")
+            word = " ".join(fields[:-size])
+            if word in wanted:
+                yield word, np.array(fields[-size:], dtype=np.float32)
+            elif number == 0:
+                np.array(fields[-size:], dtype=np.float32)  # numbers, or this is no file of vectors
+
+
+def _is_binary(entry: bytes, size: int) -> bool:
+    """Whether the first entry behind a word2vec header is not a line of text with `size` numbers."""
     try:
-        fields = entry.decode("utf-8").split()
-        return len([float(field) for field in fields[-size:]]) != size
+        return len([float(field) for field in entry.decode("utf-8").split(" ")[-size:]]) != size
     except ValueError:
         return True
