@@ -289,6 +289,23 @@ def test_vector_files(tmp_path: Path, kind: str) -> None:
     assert vectors["zebra"].shape == (2,) and np.isfinite(vectors["zebra"]).all()
 
 
+def test_vectors_of_a_sentence_encoder_are_the_mean_over_a_words_pieces(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "cat", "par", "##is", "nato", "zebra"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = BertModel(BertConfig(vocab_size=len(pieces), **sizes)).eval()
+    bert.save_pretrained(tmp_path)
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    with torch.no_grad():
+        states = bert(torch.tensor([[2, 5, 6, 3]])).last_hidden_state[0]
+    np.testing.assert_allclose(
+        _vectors(f"transformer:{tmp_path}")["paris"], states.mean(0).numpy(), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_files_without_vectors_are_refused(tmp_path: Path) -> None:
     from xmplug import DataError
 
