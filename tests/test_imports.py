@@ -23,7 +23,7 @@ ORDER = [
     ("metrics",),
     ("components", "model", "optim"),
     ("inference",),
-    ("saving",),
+    ("saving", "preflight"),
     ("training", "evaluation"),
     ("api",),
     ("cli",),

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
@@ -25,14 +24,15 @@ from torch import Tensor
 from .config import RunConfig
 from .data import Corpus, Dataset, Documents, LabelSet, TokenStore
 from .data.batches import make_batch, make_targets, training_order
-from .errors import ConfigError, DataError, ResourceError, RunError
-from .inference import Ranked, autocast, device, node_labels, rank_level, uses_bfloat16
-from .interfaces import Batch, LabelStructure, Task
+from .errors import ConfigError, DataError, RunError
+from .inference import Ranked, autocast, device, node_labels, rank_level
+from .interfaces import Task
 from .metrics import inverse_propensity
 from .model import Model
 from .ops import ranking_metrics
 from .optim import Optimizer, WeightAverage, learning_rate
 from .plugins import Plugins
+from .preflight import check_resources
 from .saving import (
     MANIFEST,
     load_weights,
@@ -212,7 +212,7 @@ class Trainer:
             self.dev_data = Split(_subset(self.dev_data.store, chosen), self.dev_data.targets[chosen])
         if not self.dev_data.targets[:, : self.task.num_labels].nnz:
             raise DataError("no dev text has a label that occurs in training; give more texts or another dev split")
-        self._check_resources()
+        self.listener.message(check_resources(self.model, self.train_data.store, self.out))
         self.model.to(device())
 
     def run(self) -> dict[str, float]:
@@ -410,65 +410,6 @@ class Trainer:
         lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         records: list[dict[str, float]] = [record for record in map(json.loads, lines) if record["level"] == level]
         return max(records, key=lambda record: record[self.settings.metric])
-
-    # Before the first step ------------------------------------------------------------------------------------------
-
-    def _check_resources(self) -> None:
-        """Say what the run needs, and refuse what cannot fit."""
-        model, settings = self.model, self.settings
-        structure, module = model.structure, model.level(0)
-        shared = sum(parameter.numel() for parameter in module.parameters())
-        size = module.encoder.size
-        first = sum(
-            parameter.numel()
-            for name, parameter in module.fusion.named_parameters()
-            if name.split(".")[0] in module.fusion.per_node
-        )
-        rows = first // structure.level_size(0)
-        sizes = [structure.level_size(level) for level in range(structure.num_levels)]
-        parameters = [shared - first + rows * nodes for nodes in sizes]
-        tokens = max(int(self.train_data.store.lengths.max(initial=1)), 1)
-        widest = max([sizes[0], *(_shortlist_width(structure, level) for level in range(1, len(sizes)))])
-        # Weights, gradients, two moments and the average; then states and label contexts, forward and backward.
-        training = max(parameters) * 4 * 5 + sum(parameters) * 4
-        activations = settings.batch_size * 4 * (6 * tokens * size + 4 * widest * size + 2 * widest * tokens)
-        where = device().type
-        needed = training + activations
-        there = psutil.virtual_memory().available if where == "cpu" else torch.cuda.mem_get_info()[0]
-        steps = [
-            math.ceil(len(self.train_data.store) / settings.batch_size) * settings.epochs_at(level)
-            for level in range(structure.num_levels)
-        ]
-        nodes = " + ".join(f"{count:,}" for count in sizes)
-        precision = "bfloat16" if uses_bfloat16(settings.precision) else "float32"
-        self.listener.message(
-            f"{sum(parameters):,} parameters, {nodes} nodes, {' + '.join(map(str, steps))} steps of "
-            f"{settings.batch_size} texts in {precision} on {where}; "
-            f"about {needed / 2**30:.1f} GiB of {there / 2**30:.1f} GiB free memory"
-        )
-        if needed > there:
-            option = "training.batch_size" if activations > training else "the encoder's and the structure's size"
-            raise ResourceError(
-                f"training needs about {needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB are free; "
-                f"lower {option}"
-            )
-        existing = next(folder for folder in (self.out.absolute(), *self.out.absolute().parents) if folder.exists())
-        disk, free = sum(parameters) * 4 * 6, shutil.disk_usage(existing).free
-        if disk > free:
-            raise ResourceError(
-                f"checkpoints need about {disk / 2**30:.1f} GiB in {str(self.out)!r}, {free / 2**30:.1f} GiB are free; "
-                "free space or choose another --out"
-            )
-
-
-def _shortlist_width(structure: LabelStructure, level: int) -> int:
-    """Candidates of a text at `level`, which has a level above it."""
-    nodes = torch.arange(min(structure.beam, structure.level_size(level - 1)))[None]
-    text = Batch(
-        torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    )
-    shortlist = structure.shortlist(level, text, nodes, torch.ones(nodes.shape))
-    return structure.level_size(level) if shortlist.nodes is None else shortlist.nodes.shape[1]
 
 
 def _fingerprint(train: Documents, dev: Documents, labels: LabelSet) -> str:

@@ -1,0 +1,75 @@
+"""Before the first step: what a training needs, and whether it is there."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import psutil
+import torch
+
+from .data import TokenStore
+from .errors import ResourceError
+from .inference import device, uses_bfloat16
+from .interfaces import Batch, LabelStructure
+from .model import Model
+
+
+def check_resources(model: Model, store: TokenStore, out: Path) -> str:
+    """What training `model` on the texts of `store` needs, as a line for the user.
+
+    Raises ResourceError, with the option to change, when memory or the disk of `out` cannot hold it.
+    """
+    settings = model.config.training
+    structure, module = model.structure, model.level(0)
+    shared = sum(parameter.numel() for parameter in module.parameters())
+    size = module.encoder.size
+    first = sum(
+        parameter.numel()
+        for name, parameter in module.fusion.named_parameters()
+        if name.split(".")[0] in module.fusion.per_node
+    )
+    rows = first // structure.level_size(0)
+    sizes = [structure.level_size(level) for level in range(structure.num_levels)]
+    parameters = [shared - first + rows * nodes for nodes in sizes]
+    tokens = max(int(store.lengths.max(initial=1)), 1)
+    widest = max([sizes[0], *(_shortlist_width(structure, level) for level in range(1, len(sizes)))])
+    # Weights, gradients, two moments and the average; then states and label contexts, forward and backward.
+    training = max(parameters) * 4 * 5 + sum(parameters) * 4
+    activations = settings.batch_size * 4 * (6 * tokens * size + 4 * widest * size + 2 * widest * tokens)
+    where = device().type
+    needed = training + activations
+    there = psutil.virtual_memory().available if where == "cpu" else torch.cuda.mem_get_info()[0]
+    steps = [
+        math.ceil(len(store) / settings.batch_size) * settings.epochs_at(level) for level in range(structure.num_levels)
+    ]
+    nodes = " + ".join(f"{count:,}" for count in sizes)
+    precision = "bfloat16" if uses_bfloat16(settings.precision) else "float32"
+    if needed > there:
+        option = "training.batch_size" if activations > training else "the encoder's and the structure's size"
+        raise ResourceError(
+            f"training needs about {needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB are free; lower {option}"
+        )
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    disk, free = sum(parameters) * 4 * 6, shutil.disk_usage(existing).free
+    if disk > free:
+        raise ResourceError(
+            f"checkpoints need about {disk / 2**30:.1f} GiB in {str(out)!r}, {free / 2**30:.1f} GiB are free; "
+            "free space or choose another --out"
+        )
+    return (
+        f"{sum(parameters):,} parameters, {nodes} nodes, {' + '.join(map(str, steps))} steps of "
+        f"{settings.batch_size} texts in {precision} on {where}; "
+        f"about {needed / 2**30:.1f} GiB of {there / 2**30:.1f} GiB free memory"
+    )
+
+
+def _shortlist_width(structure: LabelStructure, level: int) -> int:
+    """Candidates of a text at `level`, which has a level above it."""
+    nodes = torch.arange(min(structure.beam, structure.level_size(level - 1)))[None]
+    text = Batch(
+        torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    )
+    shortlist = structure.shortlist(level, text, nodes, torch.ones(nodes.shape))
+    return structure.level_size(level) if shortlist.nodes is None else shortlist.nodes.shape[1]
