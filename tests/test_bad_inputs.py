@@ -98,6 +98,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "value of the wrong type": (_nothing, TRAIN + "--training.batch_size many", "training.batch_size"),
     "unknown component": (_nothing, TRAIN + "--loss core:bcd", "core:bce"),
     "option without value": (_nothing, TRAIN + "--training.epochs", "needs a value"),
+    "no method": (_nothing, "train --data {corpus} --out {out}", "--plugin is missing"),
     "no data": (_nothing, "train --plugin attentionxml --out {out}", "--data is missing"),
     "unknown command": (_nothing, "trian --plugin attentionxml", "did you mean 'train'"),
     "missing config file": (_nothing, TRAIN + "--config {tmp}/none.json", "none.json"),

@@ -22,6 +22,7 @@ from xmplug.data.batches import training_order
 from xmplug.evaluation import evaluate_run
 from xmplug.inference import Ranked
 from xmplug.interfaces import Scores, Shortlist, Targets
+from xmplug.metrics import table
 from xmplug.training import Listener, Progress, candidates_for_training
 
 from .conftest import PLT, QUICK
@@ -121,6 +122,22 @@ def test_an_ensemble_does_not_touch_other_runs(run: Path, corpus: Path, tmp_path
     xmplug.train("attentionxml", corpus, tmp_path / "run", options=options, ensemble=2)
     with pytest.raises(xmplug.RunError, match="other options or data"):
         xmplug.train("attentionxml", corpus, tmp_path / "run", options=options | {"encoder.hidden": 9}, ensemble=2)
+
+
+def test_evaluating_deeper_than_there_are_labels(run: Path) -> None:
+    rows = evaluate_run(run, ks=(1, 50)).rows
+    assert rows["popularity"]["R@50"] == pytest.approx(1)
+    assert rows["model"]["R@1"] < rows["model"]["R@50"] <= 1
+    table(rows)
+
+
+def test_the_loss_of_an_evaluation_is_the_mean_since_the_one_before(corpus: Path, tmp_path: Path) -> None:
+    """With a learning rate of nearly 0, each epoch's mean loss is that of the untrained model."""
+    options = QUICK | {"training.epochs": 3, "training.learning_rate": 1e-12, "training.swa_start": "none"}
+    options |= {"encoder.dropout": 0, "encoder.state_dropout": 0}
+    xmplug.train("attentionxml", corpus, tmp_path / "run", options=options)
+    losses = [line["loss"] for line in _lines(tmp_path / "run")]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
 
 
 def test_a_file_is_a_split_as_a_whole(run: Path, corpus: Path) -> None:

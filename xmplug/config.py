@@ -159,7 +159,7 @@ def options_of(config: type[ComponentConfig]) -> list[tuple[str, str, str]]:
         rows.append(
             (
                 name,
-                kind.replace("null", "none"),
+                kind.replace("null", "none").replace("array", "N,N,..."),
                 schema.get("description", ""),
             )
         )

@@ -67,9 +67,11 @@ def evaluate_documents(tagger: Tagger, documents: Any, name: str, ks: Sequence[i
     k = max(*ks, _DEPTH)
     settings: dict[str, Any] = {"ks": tuple(ks), "propensity": propensity_constants(name)}
     chunks = list(_ranked(tagger, documents, k))
+    # A model with fewer than k labels gives shorter lists; the baseline's are filled up too.
+    missing = ((0, 0), (0, k - chunks[0][0].shape[1]))
     predictions = (
-        np.concatenate([top for top, _ in chunks]),
-        np.concatenate([scores for _, scores in chunks]),
+        np.pad(np.concatenate([top for top, _ in chunks]), missing, constant_values=-1),
+        np.pad(np.concatenate([scores for _, scores in chunks]), missing),
     )
     common, share = popularity(labels.counts[: labels.num_trained], labels.num_documents, k)
     baseline = (np.tile(common, (len(documents), 1)), np.tile(share, (len(documents), 1)))

@@ -155,7 +155,9 @@ def run_config(content: Mapping[str, Any], plugins: Plugins) -> RunConfig:
         if needed["name"] not in names:
             name, distribution, version = needed["name"], needed["distribution"], needed["version"]
             remedy = f"pip install {distribution}=={version}" if version else f"add --plugin-file {distribution}"
-            raise PluginError(f"the run needs plugin {name!r} ({distribution} {version}), not found here: {remedy}")
+            raise PluginError(
+                f"the run needs plugin {name!r} ({' '.join([distribution, version]).strip()}), not found here: {remedy}"
+            )
     config = content["config"]
     return resolve(plugins, config["recipe"], file=config)
 

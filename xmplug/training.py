@@ -74,12 +74,14 @@ class Position:
     averaged: int = 0
     evaluations: int = 0
     finished: bool = False
-    loss: float | None = None
+    loss_sum: float = 0.0
+    loss_steps: int = 0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """For a listener: level and epoch count from 1; documents_per_second is that of this process so far."""
+    """For a listener: level and epoch count from 1; loss is the mean over the steps since the last evaluation;
+    documents_per_second is that of this process so far."""
 
     level: int
     levels: int
@@ -293,7 +295,8 @@ class Trainer:
             if position.step > average_from and position.step % settings.swa_every == 0:
                 average.add()
             documents += len(places)
-            position.loss = value if position.loss is None else 0.98 * position.loss + 0.02 * value
+            position.loss_sum, position.loss_steps = position.loss_sum + value, position.loss_steps + 1
+            mean_loss = position.loss_sum / position.loss_steps
             evaluating = position.step in evaluate_at
             if evaluating:
                 metric = self._evaluate(level, average, above_dev, epoch + 1)
@@ -308,7 +311,7 @@ class Trainer:
                     epochs,
                     position.step,
                     steps,
-                    position.loss,
+                    mean_loss,
                     documents / seconds,
                     (steps - position.step) * settings.batch_size * seconds / documents,
                     metric,
@@ -333,8 +336,15 @@ class Trainer:
             position.worse += 1
             position.finished = settings.patience is not None and position.worse >= settings.patience
         average.swap()
-        record = {"level": level + 1, "epoch": epoch, "step": position.step, "loss": position.loss, **values}
+        record = {
+            "level": level + 1,
+            "epoch": epoch,
+            "step": position.step,
+            "loss": round(position.loss_sum / position.loss_steps, 6),
+            **values,
+        }
         position.evaluations += 1
+        position.loss_sum, position.loss_steps = 0.0, 0
         with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self.listener.evaluated(record)

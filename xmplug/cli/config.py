@@ -17,9 +17,9 @@ def command(context: click.Context, **recipe: str | None) -> None:
     from ..config import resolve
     from ..plugins import Plugins
 
-    if recipe["plugin"] is None:
-        raise click.UsageError("--plugin is missing; `xmplug plugins` lists the methods")
     layers = config_layers(context, recipe)
+    if not layers.recipe:
+        raise click.UsageError("--plugin is missing; `xmplug plugins` lists the methods")
     plugins = Plugins().load(layers.plugin_files)
     config = resolve(plugins, layers.recipe, preset=layers.preset, file=layers.file, overrides=layers.overrides)
     click.echo(json.dumps(config.as_dict(), indent=2))

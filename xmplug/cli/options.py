@@ -86,10 +86,10 @@ def config_layers(context: click.Context, given: dict[str, Any]) -> Layers:
 
     slots = [(slot, given[slot]) for slot in SLOTS if given[slot] is not None]
     files = tuple(given["plugin_files"])
-    recipe = given["plugin"] or ""
+    file = None if given["config_file"] is None else read_config(given["config_file"])
+    recipe = given["plugin"] or (file or {}).get("recipe", "")
     if recipe.endswith(".py"):
         files, recipe = (*files, recipe), Path(recipe).stem
-    file = None if given["config_file"] is None else read_config(given["config_file"])
     return Layers(recipe, given["preset"], file, (*slots, *context.meta["overrides"]), files)
 
 

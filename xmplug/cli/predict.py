@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "source",
     default="-",
     show_default=True,
-    help="JSON lines, or a file with a text on each line; - reads such lines from standard input.",
+    help="FILE.jsonl, or a file with a text on each line; - reads lines of text from standard input.",
 )
 @click.option("--k", type=click.IntRange(1), default=5, show_default=True, help="Labels for each text.")
 @click.option("--threshold", type=click.FloatRange(0, 1), default=0.0, help="Leave out labels with a lower score.")

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def show_training(out: str) -> Iterator[Listener]:
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        with bar:
+        with bar if console.is_terminal else nullcontext():
             yield screen
     except KeyboardInterrupt:
         one_run = (Path(out) / "checkpoints").is_dir()

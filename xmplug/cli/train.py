@@ -27,9 +27,13 @@ from .options import Sections, config_layers, describe_options, recipe_options
 )
 @click.option("--out", help="Folder for the run; it must not exist yet.")
 @click.option(
-    "--ensemble", type=click.IntRange(1), default=1, show_default=True, help="Models with seeds of their own."
+    "--ensemble",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Models with seeds of their own, each in OUT/member-N. The same command goes on with a stopped one.",
 )
-@click.option("--resume", "resumed", metavar="RUN", help="Go on with a stopped or killed training; all else is kept.")
+@click.option("--resume", "resumed", metavar="RUN", help="Go on with a stopped or killed training, with its options.")
 @click.option("-h", "--help", "show_help", is_flag=True, help="Show this; with --plugin, its options too.")
 @click.pass_context
 def command(
@@ -60,8 +64,8 @@ def command(
             raise click.UsageError("--resume RUN takes everything from the run; leave out the other options")
         _resume(resumed, layers.plugin_files)
         return
-    for name, value in (("--plugin", recipe["plugin"]), ("--data", data), ("--out", out)):
-        if value is None:
+    for name, value in (("--plugin", layers.recipe), ("--data", data), ("--out", out)):
+        if not value:
             raise click.UsageError(f"{name} is missing; see `xmplug train --help`")
 
     from ..api import train
