@@ -10,6 +10,7 @@ The environment variable XMPLUG_BUILD says what to compile:
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -28,6 +29,13 @@ CSRC = Path("csrc")
 # No -march=native: a wheel must run on other machines. No contraction: the kernels promise the reference's
 # results.
 CXXFLAGS = "-O3 -std=c++17 -fPIC -pthread -fvisibility=hidden -ffp-contract=off -Wall -Wextra"
+# The files simd_*.cpp are one source compiled for several instruction sets; which of them runs is decided at run time.
+SIMD_FLAGS = {
+    "simd_baseline": "-ffp-contract=fast",
+    "simd_avx2": "-ffp-contract=fast -mavx2 -mfma",
+    "simd_avx512": "-ffp-contract=fast -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma",
+    "simd_avx512bf16": "-ffp-contract=fast -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma",
+}
 
 
 def compiler() -> str | None:
@@ -49,6 +57,8 @@ def extensions() -> list[Extension]:
         warnings.warn("no C++ compiler: xmplug is installed without native kernels and is slower", stacklevel=2)
         return []
     sources = sorted((ROOT / CSRC / "cpu").glob("*.cpp"))
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        sources = [source for source in sources if not source.stem.startswith("simd_avx")]
     headers = sorted((ROOT / CSRC / "cpu").glob("*.h"))
     relative = [[str(path.relative_to(ROOT)) for path in paths] for paths in (sources, headers)]
     return [Extension("xmplug._cpu", sources=relative[0], depends=relative[1], optional=mode == "auto")]
@@ -79,7 +89,7 @@ class NinjaBuild(build_ext):
             f"cxxflags = {CXXFLAGS} {flags} {os.environ.get('CXXFLAGS', '')}",
             f"ldflags = {shared} -pthread {os.environ.get('LDFLAGS', '')}",
             "rule compile",
-            "  command = $cxx -MMD -MF $out.d $cxxflags -c $in -o $out",
+            "  command = $cxx -MMD -MF $out.d $cxxflags $simd -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
@@ -89,6 +99,7 @@ class NinjaBuild(build_ext):
         for source in ext.sources:
             objects.append(escaped(Path(source).with_suffix(".o").name))
             lines.append(f"build {objects[-1]}: compile {escaped(ROOT / source)}")
+            lines.append(f"  simd = {SIMD_FLAGS.get(Path(source).stem, '')}")
         lines.append(f"build {escaped(target)}: link {' '.join(objects)}")
         return "\n".join(lines) + "\n"
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "instruction_sets.h"
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -43,6 +44,7 @@ void split_segments(uintptr_t indptr, uintptr_t indices, uintptr_t values, uintp
 
 PYBIND11_MODULE(_cpu, module) {
   const py::call_guard<py::gil_scoped_release> without_gil;
+  module.def("best_instruction_set", [] { return static_cast<int>(xmplug::best_instruction_set()); });
   module.def("beam_step_float", &beam_step<float>, without_gil);
   module.def("beam_step_double", &beam_step<double>, without_gil);
   module.def("ranking_sums", &ranking_sums, without_gil);

@@ -12,6 +12,7 @@ import torch
 from xmplug.errors import KernelError
 
 NATIVE_CPU = ("beam_step", "ranking_metrics", "build_label_tree")
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")  # in the order of csrc/cpu/instruction_sets.h
 REFERENCE_ONLY = ("label_attention", "tree_beam_search")
 
 
@@ -57,6 +58,23 @@ def kernels() -> dict[str, str]:
         **dict.fromkeys(NATIVE_CPU, others),
         **dict.fromkeys(REFERENCE_ONLY, "reference (PyTorch; no native kernel yet)"),
     }
+
+
+def instruction_set() -> int:
+    """The index in INSTRUCTION_SETS of the one that native kernels use: the best that the processor has.
+
+    `XMPLUG_INSTRUCTION_SET` asks for a lesser one; KernelError for one that is not known or not there.
+    """
+    best = int(_load().best_instruction_set())  # type: ignore[union-attr]
+    asked = os.environ.get("XMPLUG_INSTRUCTION_SET")
+    if asked is None:
+        return best
+    if asked not in INSTRUCTION_SETS[: best + 1]:
+        raise KernelError(
+            f"XMPLUG_INSTRUCTION_SET={asked} is not one of those that this processor has: "
+            f"{', '.join(INSTRUCTION_SETS[: best + 1])}"
+        )
+    return INSTRUCTION_SETS.index(asked)
 
 
 def threads() -> int:

@@ -1,0 +1,113 @@
+// Vectors of floats in the instruction set that the including file is compiled for. Only simd_*.cpp include this, and
+// everything in it and in what they include has internal linkage: were an inline function shared with other files, the
+// linker could keep the copy with instructions that a processor does not have.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#include "instruction_sets.h"
+
+#define XMPLUG_INLINE __attribute__((always_inline)) inline
+
+namespace xmplug {
+namespace {
+
+#if defined(__AVX512BF16__)
+constexpr InstructionSet kSet = kAvx512Bf16;
+#elif defined(__AVX512F__)
+constexpr InstructionSet kSet = kAvx512;
+#elif defined(__AVX2__)
+constexpr InstructionSet kSet = kAvx2;
+#else
+constexpr InstructionSet kSet = kBaseline;
+#endif
+constexpr int kBytes = kSet >= kAvx512 ? 64 : kSet == kAvx2 ? 32 : 16;
+constexpr int kLanes = kBytes / 4;
+
+typedef float Vec __attribute__((vector_size(kBytes)));
+typedef uint32_t WordVec __attribute__((vector_size(kBytes)));
+typedef uint16_t HalfVec __attribute__((vector_size(kBytes / 2)));
+
+// bfloat16, as PyTorch stores it: the upper half of a float32.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class To, class From>
+XMPLUG_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "another number of bits");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class T>
+XMPLUG_INLINE T load_as(const void* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <class T>
+XMPLUG_INLINE void store(void* to, T value) {
+  std::memcpy(to, &value, sizeof value);
+}
+
+XMPLUG_INLINE Vec splat(float value) { return Vec{} + value; }
+
+XMPLUG_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+// Words whose lower halves are the bfloat16 nearest to the numbers, ties to even. NaN stays NaN.
+XMPLUG_INLINE WordVec rounded_bits(Vec x) {
+  const auto bits = bits_as<WordVec>(x);
+  const WordVec rounded = (bits + (((bits >> 16) & 1u) + 0x7fffu)) >> 16;
+  return x == x ? rounded : (WordVec{} + 0x7fc0u);
+}
+
+XMPLUG_INLINE Vec load(const float* from) { return load_as<Vec>(from); }
+
+XMPLUG_INLINE Vec load(const BFloat16* from) {
+  return bits_as<Vec>(__builtin_convertvector(load_as<HalfVec>(from), WordVec) << 16);
+}
+
+XMPLUG_INLINE void store_as(float* to, Vec value) { store(to, value); }
+
+XMPLUG_INLINE void store_as(BFloat16* to, Vec value) {
+  store(to, __builtin_convertvector(rounded_bits(value), HalfVec));
+}
+
+XMPLUG_INLINE float to_float(float value) { return value; }
+
+XMPLUG_INLINE float to_float(BFloat16 value) { return bits_as<float>(static_cast<uint32_t>(value.bits) << 16); }
+
+XMPLUG_INLINE uint32_t rounded_bits(float value) {
+  const auto bits = bits_as<uint32_t>(value);
+  return value == value ? (bits + (((bits >> 16) & 1u) + 0x7fffu)) >> 16 : 0x7fc0u;
+}
+
+// e to the x within 2 units in the last place, between the smallest normal number (for everything below) and 2^127;
+// NaN stays NaN. Cody and Waite's reduction to |r| <= ln(2)/2 and Cephes' polynomial.
+XMPLUG_INLINE Vec exp(Vec x) {
+  const Vec low = splat(-87.3365448f), high = splat(88.0f), shift = splat(12582912.0f);  // 1.5 * 2^23: rounds
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const Vec shifted = x * 1.44269504f + shift;
+  const Vec n = shifted - shift;
+  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const WordVec scale = (bits_as<WordVec>(shifted) << 23) + (127u << 23);
+  return p * bits_as<Vec>(scale);
+}
+
+}  // namespace
+}  // namespace xmplug

@@ -1,0 +1,2 @@
+// The kernels in AVX2 and FMA; compiled with flags of its own.
+#include "simd.h"

@@ -1,0 +1,2 @@
+// The kernels in AVX-512 with bfloat16 products; compiled with flags of its own.
+#include "simd.h"

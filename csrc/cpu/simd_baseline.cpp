@@ -1,0 +1,2 @@
+// The kernels in what every processor has; compiled with flags of its own.
+#include "simd.h"
