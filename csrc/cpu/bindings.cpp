@@ -40,11 +40,39 @@ void split_segments(uintptr_t indptr, uintptr_t indices, uintptr_t values, uintp
                          at<const int64_t>(first), at<const int64_t>(second), num_segments, rounds, threads);
 }
 
+xmplug::AttentionInput attention_input(uintptr_t states, uintptr_t mask, uintptr_t queries, uintptr_t candidates,
+                                       int64_t batch, int64_t tokens, int64_t size, int64_t width, bool bfloat16_states,
+                                       bool bfloat16_queries) {
+  return {at<const void>(states),
+          at<const bool>(mask),
+          at<const void>(queries),
+          at<const int64_t>(candidates),
+          batch,
+          tokens,
+          size,
+          width,
+          bfloat16_states,
+          bfloat16_queries};
+}
+
+void label_attention(const xmplug::AttentionInput& in, uintptr_t out, int set, int threads) {
+  xmplug::label_attention(in, at<void>(out), set, threads);
+}
+
+void label_attention_backward(const xmplug::AttentionInput& in, uintptr_t grad, uintptr_t rows, int64_t num_rows,
+                              uintptr_t grad_states, uintptr_t grad_queries, int set, int threads) {
+  xmplug::label_attention_backward(in, at<const void>(grad), at<const int64_t>(rows), num_rows, at<float>(grad_states),
+                                   at<float>(grad_queries), set, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
   const py::call_guard<py::gil_scoped_release> without_gil;
   module.def("best_instruction_set", [] { return static_cast<int>(xmplug::best_instruction_set()); });
+  py::class_<xmplug::AttentionInput>(module, "AttentionInput").def(py::init(&attention_input));
+  module.def("label_attention", &label_attention, without_gil);
+  module.def("label_attention_backward", &label_attention_backward, without_gil);
   module.def("beam_step_float", &beam_step<float>, without_gil);
   module.def("beam_step_double", &beam_step<double>, without_gil);
   module.def("ranking_sums", &ranking_sums, without_gil);

@@ -1,2 +1,2 @@
 // The kernels in AVX-512; compiled with flags of its own.
-#include "simd.h"
+#include "simd_attention.h"

@@ -1,14 +1,30 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from xmplug import ops
 from xmplug.errors import KernelError
+from xmplug.ops import native
+
+SETS = native.INSTRUCTION_SETS[: native.instruction_set() + 1] if native.cpu() else ()
+
+
+@pytest.fixture(params=["reference", *SETS], autouse=True)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test runs with the reference and with the kernel for each instruction set of this processor."""
+    if request.param == "reference":
+        monkeypatch.setenv("XMPLUG_KERNELS", "reference")
+    else:
+        monkeypatch.setenv("XMPLUG_KERNELS", "native")
+        monkeypatch.setenv("XMPLUG_INSTRUCTION_SET", request.param)
+    return str(request.param)
 
 
 def by_hand(states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None) -> np.ndarray:
@@ -37,20 +53,115 @@ def example(
     return states, mask, queries, candidates
 
 
-@settings(max_examples=40, deadline=None)
-@given(
+shapes = given(
     b=st.integers(0, 4),
-    t=st.integers(0, 6),
-    d=st.integers(1, 5),
-    labels=st.integers(1, 7),
-    c=st.none() | st.integers(0, 9),
+    t=st.integers(0, 40),
+    d=st.integers(1, 70),
+    labels=st.integers(1, 130),
+    c=st.none() | st.integers(0, 130),
     seed=st.integers(0, 1000),
 )
+fixed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@fixed
+@shapes
 def test_is_its_definition(b: int, t: int, d: int, labels: int, c: int | None, seed: int) -> None:
     inputs = example(b, t, d, labels, c, seed)
     out = ops.label_attention(*inputs)
     assert out.shape == (b, labels if c is None else c, d)
     np.testing.assert_allclose(out.numpy(), by_hand(*inputs), atol=2e-5)
+
+
+@fixed
+@shapes
+def test_gradients_are_those_of_float64(b: int, t: int, d: int, labels: int, c: int | None, seed: int) -> None:
+    # In float64 the gradients come from the formulas that test_gradients checks against finite differences.
+    states, mask, queries, candidates = example(b, t, d, labels, c, seed)
+    grad = torch.randn(b, labels if c is None else c, d, generator=torch.Generator().manual_seed(seed))
+    found = gradients(states, mask, queries, candidates, grad)
+    exact = gradients(states.double(), mask, queries.double(), candidates, grad.double())
+    for ours, true in zip(found, exact, strict=True):
+        torch.testing.assert_close(ours.double(), true, atol=2e-4, rtol=1e-4)
+
+
+def gradients(
+    states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None, grad: Tensor
+) -> tuple[Tensor, ...]:
+    """The output, and the gradients of states and queries."""
+    states, queries = states.clone().requires_grad_(), queries.clone().requires_grad_()
+    out = ops.label_attention(states, mask, queries, candidates)
+    return (out.detach(), *torch.autograd.grad(out, (states, queries), grad.to(out.dtype)))
+
+
+def eager(states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None) -> Tensor:
+    """The expression that anyone would write in PyTorch, for float64 or the same precision."""
+    rows = queries[candidates.clamp(min=0)] if candidates is not None else queries[None]
+    logits = (states @ rows.to(states.dtype).transpose(1, 2)).masked_fill(~mask[..., None], float("-inf"))
+    views = logits.softmax(1).transpose(1, 2) @ states
+    return views if candidates is None else views.masked_fill((candidates < 0)[..., None], 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [(3, 150, 320, 300, None), (3, 130, 1024, 400, 150), (2, 600, 64, 90, 90)], ids=str)
+def test_error_is_at_most_twice_that_of_the_same_precision(
+    dtype: torch.dtype, size: tuple[int, int, int, int, int | None]
+) -> None:
+    states, mask, queries, candidates = example(*size)
+    states, queries = states.to(dtype), (queries * 0.1).to(dtype)
+    grad = torch.randn(len(states), size[3] if size[4] is None else size[4], size[2]).to(dtype)
+
+    def errors(precision: torch.dtype, function: Callable[..., Tensor]) -> list[Tensor]:
+        x, q = states.to(precision).requires_grad_(), queries.to(precision).requires_grad_()
+        out = function(x, mask, q, candidates)
+        results = (out.detach(), *torch.autograd.grad(out, (x, q), grad.to(precision)))
+        return [result.double() for result in results]
+
+    exact = errors(torch.float64, eager)
+    torch_error = [(a - b).square().mean().sqrt() for a, b in zip(errors(dtype, eager), exact, strict=True)]
+    our_error = [(a - b).square().mean().sqrt() for a, b in zip(errors(dtype, ops.label_attention), exact, strict=True)]
+    for ours, theirs in zip(our_error, torch_error, strict=True):
+        assert ours <= 2 * theirs
+
+
+@pytest.mark.parametrize("queries_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_queries_may_have_another_type_than_states(queries_dtype: torch.dtype) -> None:
+    states, mask, queries, candidates = example(3, 20, 40, 60, 30)
+    queries = (queries * 0.2).to(queries_dtype)
+    other = torch.bfloat16 if queries_dtype == torch.float32 else torch.float32
+    found = gradients(states.to(other), mask, queries, candidates, torch.ones(3, 30, 40))
+    assert [tensor.dtype for tensor in found] == [other, other, queries_dtype]
+    np.testing.assert_allclose(
+        found[0].float().numpy(), by_hand(states.to(other), mask, queries, candidates), atol=0.05
+    )
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("c", [None, 200])
+def test_gradients_do_not_depend_on_threads(c: int | None) -> None:
+    states, mask, queries, candidates = example(20, 60, 64, 300, c)
+    grad = torch.randn(20, c or 300, 64)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(gradients(states, mask, queries, candidates, grad))
+    if native.cpu() is not None:
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("c", [None, 5])
+def test_is_a_well_made_operator(c: int | None) -> None:
+    states, mask, queries, candidates = example(3, 5, 6, 7, c)
+    states.requires_grad_()
+    queries.requires_grad_()
+    torch.library.opcheck(torch.ops.xmplug.label_attention.default, (states, mask, queries, candidates, False))
+
+
+def test_candidates_that_are_no_labels() -> None:
+    states, mask, queries, _ = example(2, 5, 3, 6, None)
+    with pytest.raises(KernelError, match="candidate 6 of 6 labels"):
+        ops.label_attention(states, mask, queries, torch.tensor([[1, 6], [-1, 2]]))
 
 
 def test_large_scores_do_not_overflow() -> None:

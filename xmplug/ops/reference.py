@@ -16,28 +16,58 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def label_attention(
-    states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None, sparse_grad: bool
-) -> Tensor:
+def label_attention(states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None) -> Tensor:
     """The weighted sums (B,C,D) of states (B,T,D), one for each candidate (B,C) or for each of the queries
     (L,D)."""
-    has_token = mask.any(dim=1, keepdim=True)  # (B,1)
-    # Zero, so that an empty text's sum is, and no NaN gets in.
-    states = states.masked_fill(~mask[..., None], 0.0)
-    bias = torch.zeros_like(mask, dtype=states.dtype).masked_fill(has_token & ~mask, float("-inf"))  # (B,T)
+    states, rows, there = _attention_operands(states, mask, queries, candidates)
+    views = torch.bmm(_attention(states, mask, rows), states)  # (B,C,D)
+    return views if there is None else views.masked_fill(~there[..., None], 0.0)
+
+
+def label_attention_backward(
+    grad: Tensor,
+    states: Tensor,
+    mask: Tensor,
+    queries: Tensor,
+    candidates: Tensor | None,
+    rows: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of states (B,T,D) and of the queries (L,D), or of their `rows` (R,), for grad (B,C,D) of the
+    views."""
+    states, chosen, there = _attention_operands(states, mask, queries, candidates)
+    if there is not None:
+        grad = grad.masked_fill(~there[..., None], 0.0)
+    attention = _attention(states, mask, chosen)  # (B,C,T)
+    change = torch.bmm(grad, states.transpose(1, 2))  # (B,C,T)
+    change = attention * (change - (attention * change).sum(dim=-1, keepdim=True))
+    grad_states = torch.bmm(attention.transpose(1, 2), grad) + change.transpose(1, 2) @ chosen
+    grad_states = grad_states.masked_fill(~mask[..., None], 0.0)
     if candidates is None:
-        # One matrix product for all texts: its gradient for the queries is a sum over B and T at once.
-        logits = (states @ queries.to(states.dtype).T).transpose(1, 2) + bias[:, None]  # (B,L,T)
-    else:
-        there = candidates >= 0  # (B,C)
-        if candidates.numel():
-            # Any candidate stands in for padding, so that a sparse gradient has no rows but the candidates'.
-            candidates = torch.where(there, candidates, candidates.amax().clamp(min=0))
-        rows = functional.embedding(candidates, queries, sparse=sparse_grad).to(states.dtype)  # (B,C,D)
-        logits = torch.baddbmm(bias[:, None], rows, states.transpose(1, 2))  # (B,C,T)
-    attention = logits.softmax(dim=-1).to(states.dtype)  # (B,C,T)
-    views = torch.bmm(attention, states)  # (B,C,D)
-    return views if candidates is None else views.masked_fill(~there[..., None], 0.0)
+        return grad_states, torch.einsum("bct,btd->cd", change, states).to(queries.dtype)
+    place = candidates.clamp(min=0) if rows is None else torch.searchsorted(rows, candidates.clamp(min=0))
+    grad_queries = queries.new_zeros(len(queries) if rows is None else len(rows), queries.shape[1])
+    if there is not None and len(grad_queries):
+        added = torch.bmm(change, states).masked_fill(~there[..., None], 0.0).to(queries.dtype)  # (B,C,D)
+        grad_queries.index_add_(0, place.clamp(max=len(grad_queries) - 1).flatten(), added.flatten(0, 1))
+    return grad_states, grad_queries
+
+
+def _attention_operands(
+    states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """States with zeros where there is no token, the queries (L,D) or (B,C,D) to look with, which of them are
+    there (B,C)."""
+    states = states.masked_fill(~mask[..., None], 0.0)
+    if candidates is None:
+        return states, queries.to(states.dtype), None
+    return states, queries[candidates.clamp(min=0)].to(states.dtype), candidates >= 0
+
+
+def _attention(states: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+    """softmax (B,C,T) over the tokens of states . rows; where there are none, any finite weights."""
+    logits = states @ rows.transpose(-1, -2)  # (B,T,C): for rows (L,D), one matrix product for all texts
+    outside = mask.any(dim=1, keepdim=True) & ~mask  # (B,T)
+    return logits.transpose(1, 2).masked_fill(outside[:, None], float("-inf")).softmax(dim=-1)
 
 
 def beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
