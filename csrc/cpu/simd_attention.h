@@ -127,6 +127,13 @@ XMPLUG_INLINE void store_some(T* to, Vec value, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = values[i];
 }
 
+// Starts to bring N vectors of a row of numbers into the cache, to be there when the sums are.
+template <int N, class T>
+XMPLUG_INLINE void expect(const T* row) {
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) __builtin_prefetch(row + n * kLanes, 1);
+}
+
 XMPLUG_INLINE float sum_of_lanes(Vec value) {
   float sum = 0;
   for (int i = 0; i < kLanes; ++i) sum += value[i];
@@ -452,6 +459,9 @@ struct Attention {
   static XMPLUG_APART void add_to_queries(Count<N>, const AttentionInput& in, const Memory& memory, Left changes,
                                           int64_t row, int64_t vector, const Candidate* candidates, int64_t count,
                                           float* grad_queries) {
+    for (int m = 0; m < kRows && row + m < count; ++m) {
+      expect<N>(grad_queries + candidates[row + m].row * in.size + vector * kLanes);
+    }
     Vec sums[kRows][N] = {};
     multiply<Words>(sums, changes, row, memory.rows, vector);
 #pragma GCC unroll 6
@@ -464,6 +474,9 @@ struct Attention {
   template <int N>
   static XMPLUG_APART void add_to_states(Count<N>, const AttentionInput& in, const Memory& memory, Left weights,
                                          Left changes, int64_t row, int64_t vector, float* grad_states) {
+    for (int m = 0; m < kRows && row + m < memory.tokens; ++m) {
+      expect<N>(grad_states + memory.index[row + m] * in.size + vector * kLanes);
+    }
     Vec sums[kRows][N] = {};
     multiply<Words>(sums, weights, row, memory.grad_rows, vector);
     multiply<Words>(sums, changes, row, memory.query_rows, vector);
