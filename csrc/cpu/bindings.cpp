@@ -39,6 +39,16 @@ void split_segments(uintptr_t indptr, uintptr_t indices, uintptr_t values, uintp
                          at<const int64_t>(first), at<const int64_t>(second), num_segments, rounds, threads);
 }
 
+template <class Weight>
+bool sparse_adam_step(uintptr_t weight, int64_t num_rows, int64_t width, uintptr_t rows, int64_t count, uintptr_t grad,
+                      uintptr_t exp_avg, uintptr_t exp_avg_sq, double step_size, double keep_avg, double keep_sq,
+                      double eps, int threads) {
+  return xmplug::sparse_adam_step(at<Weight>(weight), num_rows, width, at<const int64_t>(rows), count,
+                                  at<const float>(grad), at<float>(exp_avg), at<float>(exp_avg_sq),
+                                  static_cast<float>(step_size), static_cast<float>(keep_avg),
+                                  static_cast<float>(keep_sq), static_cast<float>(eps), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -47,4 +57,6 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("beam_step_double", &beam_step<double>, without_gil);
   module.def("ranking_sums", &ranking_sums, without_gil);
   module.def("split_segments", &split_segments, without_gil);
+  module.def("sparse_adam_step_float", &sparse_adam_step<float>, without_gil);
+  module.def("sparse_adam_step_bfloat16", &sparse_adam_step<xmplug::Bfloat16>, without_gil);
 }

@@ -6,6 +6,10 @@
 
 namespace xmplug {
 
+struct Bfloat16 {
+  uint16_t bits;
+};
+
 // The k best of each row's nodes by score = sigmoid(logit) * parent, best first, ties by smaller node. A negative node
 // is padding; a node that is there twice is taken once, with its best score. A score that is not above 0, NaN included,
 // is 0. `columns` says where in the row each came from. Places without a node get score 0, node -1, column -1.
@@ -28,5 +32,16 @@ void split_segments(const int64_t* indptr, const int32_t* indices, const float* 
                     int64_t num_features, int64_t num_labels, int64_t* order, const int64_t* begin,
                     const int64_t* middle, const int64_t* end, const int64_t* first, const int64_t* second,
                     int64_t num_segments, int rounds, int threads);
+
+// One step of lazy Adam on the rows `rows` (ascending, each once) of weight, exp_avg and exp_avg_sq (num_rows, width):
+//   exp_avg    += (grad - exp_avg) * keep_avg          keep_avg = 1 - beta1
+//   exp_avg_sq += (grad * grad - exp_avg_sq) * keep_sq  keep_sq = 1 - beta2
+//   weight     -= step_size * (exp_avg / (sqrt(exp_avg_sq) + eps))
+// all in float32, the weight rounded where it is narrower. Row i of grad belongs to rows[i]. Touches nothing and
+// returns false where the rows are not as they must be.
+template <class Weight>
+bool sparse_adam_step(Weight* weight, int64_t num_rows, int64_t width, const int64_t* rows, int64_t count,
+                      const float* grad, float* exp_avg, float* exp_avg_sq, float step_size, float keep_avg,
+                      float keep_sq, float eps, int threads);
 
 }  // namespace xmplug

@@ -11,7 +11,7 @@ import torch
 
 from xmplug.errors import KernelError
 
-NATIVE_CPU = ("beam_step", "ranking_metrics", "build_label_tree")
+NATIVE_CPU = ("beam_step", "ranking_metrics", "build_label_tree", "sparse_adam_step")
 REFERENCE_ONLY = ("label_attention", "tree_beam_search")
 
 
