@@ -19,10 +19,12 @@ void beam_step(const Real* logits, const int64_t* nodes, const Real* parents, in
 
 // Sums over the documents that have true labels, for each of `num_cutoffs` cutoffs (ascending), into
 // sums[cutoff][8] = {precision, nDCG, recall, R-precision, propensity-scored hits, their best, propensity-scored DCG,
-// its best}; the last four stay 0 where inverse_propensity is null. Returns the number of those documents.
-int64_t ranking_sums(const int64_t* top, int64_t rows, int64_t width, const int64_t* indptr, const int64_t* indices,
-                     const double* inverse_propensity, const int64_t* cutoffs, int64_t num_cutoffs, double* sums,
-                     int threads);
+// its best}; the last four stay 0 where inverse_propensity is null. Returns the number of those documents; -1 where
+// indptr (rows + 1) does not ascend from 0 to num_indices, or a true label is not in [0, num_labels).
+template <class Top, class Label>
+int64_t ranking_sums(const Top* top, int64_t rows, int64_t width, const int64_t* indptr, const Label* indices,
+                     int64_t num_indices, int64_t num_labels, const double* inverse_propensity, const int64_t* cutoffs,
+                     int64_t num_cutoffs, double* sums, int threads);
 
 // Balanced spherical 2-means on each segment order[begin[s], end[s]) of labels: afterwards its two clusters are
 // order[begin[s], middle[s]) and order[middle[s], end[s]), each in ascending label order, as they must be on entry.
