@@ -27,8 +27,8 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).resolve().parent
 CSRC = Path("csrc")
 # No -march=native: a wheel must run on other machines. No contraction: the kernels promise the reference's
-# results.
-CXXFLAGS = "-O3 -std=c++17 -fPIC -pthread -fvisibility=hidden -ffp-contract=off -Wall -Wextra"
+# results. No errno from sqrt: with it, loops that take roots do not become vectors.
+CXXFLAGS = "-O3 -std=c++17 -fPIC -pthread -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra"
 # The files simd_*.cpp are one source compiled for several instruction sets; which of them runs is decided at run time.
 SIMD_FLAGS = {
     "simd_baseline": "-ffp-contract=fast",

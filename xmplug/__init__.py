@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 # the one they wait for (measured: 200 times slower beside one busy process); threads that sleep cost next to nothing.
 # OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Large tensors come fresh from the operating system. In pages of 2 MB instead of 4 KB, filling one for the first time is
-# four times faster. PyTorch reads this when it makes its first tensor.
+# Large tensors come fresh from the operating system. In pages of 2 MB instead of 4 KB, filling one for the first time
+# is four times faster. PyTorch reads this when it makes its first tensor.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import TrainingConfig
+from .ops import sparse_adam_step
 
 
 class Optimizer:
@@ -22,7 +24,7 @@ class Optimizer:
         if dense:
             self.parts.append(torch.optim.Adam(dense, lr=config.learning_rate, fused=True))
         if sparse:
-            self.parts.append(torch.optim.SparseAdam(sparse, lr=config.learning_rate))
+            self.parts.append(LazyAdam(sparse, config.learning_rate))
         self.clip_norm = config.clip_norm
 
     def step(self, learning_rate: float) -> None:
@@ -37,24 +39,43 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Moments and step counts, flat, for a checkpoint."""
-        tensors = {}
-        for number, part in enumerate(self.parts):
-            for place, moments in part.state_dict()["state"].items():
-                for name, value in moments.items():
-                    tensors[f"{number}.{place}.{name}"] = torch.as_tensor(value)
-        return tensors
+        return {
+            f"{number}.{place}.{name}": value
+            for number, part in enumerate(self.parts)
+            for place, moments in part.state_dict()["state"].items()
+            for name, value in moments.items()
+        }
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of `state`."""
-        for number, part in enumerate(self.parts):
-            state: dict[int, dict[str, object]] = {}
-            for key, value in tensors.items():
-                owner, place, name = key.split(".")
-                if int(owner) == number:
-                    # SparseAdam counts steps with a Python number, Adam with a tensor.
-                    count = name == "step" and isinstance(part, torch.optim.SparseAdam)
-                    state.setdefault(int(place), {})[name] = int(value) if count else value
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.parts]
+        for key, value in tensors.items():
+            number, place, name = key.split(".")
+            states[int(number)].setdefault(int(place), {})[name] = value
+        for part, state in zip(self.parts, states):
             part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+class LazyAdam(torch.optim.Optimizer):
+    """Adam for row-sparse gradients, which touches their rows only; torch.optim.SparseAdam, several times faster."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float):
+        super().__init__(parameters, {"lr": learning_rate})
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["step"] = torch.tensor(0)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+                state["step"] += 1
+                grad = weight.grad.coalesce()
+                moments = state["exp_avg"], state["exp_avg_sq"]
+                rows, step = grad.indices()[0], int(state["step"])
+                sparse_adam_step(weight, rows, grad.values(), *moments, step, learning_rate=group["lr"])
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> float:

@@ -23,12 +23,13 @@ void beam_step(uintptr_t logits, uintptr_t nodes, uintptr_t parents, int64_t row
                     at<Real>(scores), at<int64_t>(best), at<int64_t>(columns), threads);
 }
 
+template <class Top, class Label>
 int64_t ranking_sums(uintptr_t top, int64_t rows, int64_t width, uintptr_t indptr, uintptr_t indices,
-                     uintptr_t inverse_propensity, uintptr_t cutoffs, int64_t num_cutoffs, uintptr_t sums,
-                     int threads) {
-  return xmplug::ranking_sums(at<const int64_t>(top), rows, width, at<const int64_t>(indptr),
-                              at<const int64_t>(indices), at<const double>(inverse_propensity),
-                              at<const int64_t>(cutoffs), num_cutoffs, at<double>(sums), threads);
+                     int64_t num_indices, int64_t num_labels, uintptr_t inverse_propensity, uintptr_t cutoffs,
+                     int64_t num_cutoffs, uintptr_t sums, int threads) {
+  return xmplug::ranking_sums(at<const Top>(top), rows, width, at<const int64_t>(indptr), at<const Label>(indices),
+                              num_indices, num_labels, at<const double>(inverse_propensity), at<const int64_t>(cutoffs),
+                              num_cutoffs, at<double>(sums), threads);
 }
 
 void split_segments(uintptr_t indptr, uintptr_t indices, uintptr_t values, uintptr_t scale, int64_t num_features,
@@ -65,6 +66,16 @@ void label_attention_backward(const xmplug::AttentionInput& in, uintptr_t grad, 
                                    at<float>(grad_queries), set, threads);
 }
 
+template <class Weight>
+bool sparse_adam_step(uintptr_t weight, int64_t num_rows, int64_t width, uintptr_t rows, int64_t count, uintptr_t grad,
+                      uintptr_t exp_avg, uintptr_t exp_avg_sq, double step_size, double keep_avg, double keep_sq,
+                      double eps, int threads) {
+  return xmplug::sparse_adam_step(at<Weight>(weight), num_rows, width, at<const int64_t>(rows), count,
+                                  at<const float>(grad), at<float>(exp_avg), at<float>(exp_avg_sq),
+                                  static_cast<float>(step_size), static_cast<float>(keep_avg),
+                                  static_cast<float>(keep_sq), static_cast<float>(eps), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -75,6 +86,12 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("label_attention_backward", &label_attention_backward, without_gil);
   module.def("beam_step_float", &beam_step<float>, without_gil);
   module.def("beam_step_double", &beam_step<double>, without_gil);
-  module.def("ranking_sums", &ranking_sums, without_gil);
+  // Overloads by type have no meaning for addresses: the types of top and of indices are in the name.
+  module.def("ranking_sums_int32_int32", &ranking_sums<int32_t, int32_t>, without_gil);
+  module.def("ranking_sums_int32_int64", &ranking_sums<int32_t, int64_t>, without_gil);
+  module.def("ranking_sums_int64_int32", &ranking_sums<int64_t, int32_t>, without_gil);
+  module.def("ranking_sums_int64_int64", &ranking_sums<int64_t, int64_t>, without_gil);
   module.def("split_segments", &split_segments, without_gil);
+  module.def("sparse_adam_step_float", &sparse_adam_step<float>, without_gil);
+  module.def("sparse_adam_step_bfloat16", &sparse_adam_step<xmplug::BFloat16>, without_gil);
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "attention.h"
+#include "bfloat16.h"
 
 namespace xmplug {
 
@@ -26,10 +27,12 @@ void beam_step(const Real* logits, const int64_t* nodes, const Real* parents, in
 
 // Sums over the documents that have true labels, for each of `num_cutoffs` cutoffs (ascending), into
 // sums[cutoff][8] = {precision, nDCG, recall, R-precision, propensity-scored hits, their best, propensity-scored DCG,
-// its best}; the last four stay 0 where inverse_propensity is null. Returns the number of those documents.
-int64_t ranking_sums(const int64_t* top, int64_t rows, int64_t width, const int64_t* indptr, const int64_t* indices,
-                     const double* inverse_propensity, const int64_t* cutoffs, int64_t num_cutoffs, double* sums,
-                     int threads);
+// its best}; the last four stay 0 where inverse_propensity is null. Returns the number of those documents; -1 where
+// indptr (rows + 1) does not ascend from 0 to num_indices, or a true label is not in [0, num_labels).
+template <class Top, class Label>
+int64_t ranking_sums(const Top* top, int64_t rows, int64_t width, const int64_t* indptr, const Label* indices,
+                     int64_t num_indices, int64_t num_labels, const double* inverse_propensity, const int64_t* cutoffs,
+                     int64_t num_cutoffs, double* sums, int threads);
 
 // Balanced spherical 2-means on each segment order[begin[s], end[s]) of labels: afterwards its two clusters are
 // order[begin[s], middle[s]) and order[middle[s], end[s]), each in ascending label order, as they must be on entry.
@@ -39,5 +42,16 @@ void split_segments(const int64_t* indptr, const int32_t* indices, const float* 
                     int64_t num_features, int64_t num_labels, int64_t* order, const int64_t* begin,
                     const int64_t* middle, const int64_t* end, const int64_t* first, const int64_t* second,
                     int64_t num_segments, int rounds, int threads);
+
+// One step of lazy Adam on the rows `rows` (ascending, each once) of weight, exp_avg and exp_avg_sq (num_rows, width):
+//   exp_avg    += (grad - exp_avg) * keep_avg          keep_avg = 1 - beta1
+//   exp_avg_sq += (grad * grad - exp_avg_sq) * keep_sq  keep_sq = 1 - beta2
+//   weight     -= step_size * (exp_avg / (sqrt(exp_avg_sq) + eps))
+// all in float32, the weight rounded where it is narrower. Row i of grad belongs to rows[i]. Touches nothing and
+// returns false where the rows are not as they must be.
+template <class Weight>
+bool sparse_adam_step(Weight* weight, int64_t num_rows, int64_t width, const int64_t* rows, int64_t count,
+                      const float* grad, float* exp_avg, float* exp_avg_sq, float step_size, float keep_avg,
+                      float keep_sq, float eps, int threads);
 
 }  // namespace xmplug

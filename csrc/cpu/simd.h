@@ -9,6 +9,7 @@
 #include <immintrin.h>
 #endif
 
+#include "bfloat16.h"
 #include "instruction_sets.h"
 
 #define XMPLUG_INLINE __attribute__((always_inline)) inline
@@ -33,11 +34,6 @@ constexpr int kLanes = kBytes / 4;
 typedef float Vec __attribute__((vector_size(kBytes)));
 typedef uint32_t WordVec __attribute__((vector_size(kBytes)));
 typedef uint16_t HalfVec __attribute__((vector_size(kBytes / 2)));
-
-// bfloat16, as PyTorch stores it: the upper half of a float32.
-struct BFloat16 {
-  uint16_t bits;
-};
 
 template <class To, class From>
 XMPLUG_INLINE To bits_as(From from) {

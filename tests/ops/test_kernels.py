@@ -54,6 +54,7 @@ def test_reference_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         "tree_beam_search",
         "ranking_metrics",
         "build_label_tree",
+        "sparse_adam_step",
     }
 
 

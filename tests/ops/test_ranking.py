@@ -87,6 +87,24 @@ def test_is_its_definition(rows: list[tuple[list[int], set[int]]], k: int) -> No
         assert values[name] == pytest.approx(value, rel=1e-12, nan_ok=True), name
 
 
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**31),
+    num_true=st.lists(st.integers(0, 300), max_size=5),
+    ks=st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    width=st.integers(0, 80),
+)
+def test_hundreds_of_true_labels_in_any_order(seed: int, num_true: list[int], ks: list[int], width: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = [rng.permutation(400)[:n].tolist() for n in num_true]
+    top = rng.integers(-1, 400, (len(truth), width))  # some twice
+    weights = rng.integers(1, 5, 400).astype(np.float64)  # many of them equal
+    values = ops.ranking_metrics(top, *csr(truth), weights, ks=ks)
+    for k in ks:
+        for name, value in by_hand(top.tolist(), truth, weights, k).items():
+            assert values[name] == pytest.approx(value, rel=1e-12, nan_ok=True), name
+
+
 def random_run(documents: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     top = np.argsort(rng.random((documents, 40)), axis=1)[:, :10]
@@ -116,14 +134,21 @@ def test_threads_do_not_matter() -> None:
     assert results[0] == results[1]
 
 
-def test_takes_tensors_of_any_integer_type_and_layout() -> None:
+@pytest.mark.parametrize("top_type", [np.int16, np.int32, np.int64])
+@pytest.mark.parametrize("label_type", [np.uint8, np.int32, np.int64])
+def test_takes_tensors_of_any_integer_type_and_layout(top_type: type, label_type: type) -> None:
     top, indptr, indices, weights = random_run(50)
     expected = ops.ranking_metrics(top, indptr, indices, weights)
-    wide = torch.from_numpy(np.repeat(top, 2, axis=1))[:, ::2]
-    values = ops.ranking_metrics(
-        wide, torch.from_numpy(indptr).int(), torch.from_numpy(indices).int(), torch.from_numpy(weights)
-    )
+    wide = torch.from_numpy(np.repeat(top.astype(top_type), 2, axis=1))[:, ::2]
+    labels = torch.from_numpy(indices.astype(label_type))
+    values = ops.ranking_metrics(wide, torch.from_numpy(indptr).int(), labels, torch.from_numpy(weights))
     assert values == expected
+
+
+def test_labels_beyond_32_bits() -> None:
+    far = 2**40
+    values = ops.ranking_metrics(np.array([[far, 3]]), *csr([[3 + far, far]]), ks=(1, 2))
+    assert (values["P@1"], values["P@2"]) == (1.0, 0.5)
 
 
 def test_a_repeated_prediction_counts_once() -> None:
@@ -143,6 +168,9 @@ def test_arguments_that_do_not_fit() -> None:
     for arguments in [
         (top, np.array([0, 1, 1]), indices),
         (top, np.array([0, 2]), indices),
+        (top, np.array([1, 1]), indices),
+        (np.ones((2, 2), dtype=np.int64), np.array([0, 2, 1]), indices),
+        (top, indptr, indices.astype(np.int32), np.ones(1)),
         (top, indptr, np.array([-1])),
         (top, indptr, indices, np.ones(1)),
         (top, indptr, indices, None, ()),

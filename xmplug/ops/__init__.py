@@ -4,6 +4,7 @@ Each has one public function, a PyTorch or numpy reference that is its specifica
 where one is built; `kernels()` says which of them run here.
 """
 
+from xmplug.ops.adam import sparse_adam_step
 from xmplug.ops.attention import label_attention
 from xmplug.ops.beam import beam_step, tree_beam_search
 from xmplug.ops.native import kernels
@@ -17,5 +18,6 @@ __all__ = [
     "kernels",
     "label_attention",
     "ranking_metrics",
+    "sparse_adam_step",
     "tree_beam_search",
 ]

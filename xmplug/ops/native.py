@@ -11,9 +11,9 @@ import torch
 
 from xmplug.errors import KernelError
 
-NATIVE_CPU = ("label_attention", "beam_step", "ranking_metrics", "build_label_tree")
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")  # in the order of csrc/cpu/instruction_sets.h
+NATIVE_CPU = ("label_attention", "beam_step", "ranking_metrics", "build_label_tree", "sparse_adam_step")
 REFERENCE_ONLY = ("tree_beam_search",)
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")  # in the order of csrc/cpu/instruction_sets.h
 
 
 @functools.cache

@@ -34,27 +34,21 @@ def ranking_metrics(
     Documents without true labels are left out. With none left, or no weight in any best ranking, the value is
     NaN. Raises KernelError for shapes that do not fit together.
     """
-    top = np.ascontiguousarray(_numpy(top), dtype=np.int64)
+    top, indices = _integers(top), _integers(indices)
     indptr = np.ascontiguousarray(_numpy(indptr), dtype=np.int64)
-    indices = np.ascontiguousarray(_numpy(indices), dtype=np.int64)
     if top.ndim != 2 or indptr.shape != (len(top) + 1,) or indices.ndim != 1:
         raise KernelError(
             f"ranking_metrics needs top (N,K), indptr (N+1,) and indices (n,); "
             f"got {top.shape}, {indptr.shape} and {indices.shape}"
         )
-    if indptr[0] != 0 or indptr[-1] != len(indices) or np.any(np.diff(indptr) < 0) or np.any(indices < 0):
-        raise KernelError("ranking_metrics: indptr and indices are not those of a CSR matrix")
     cutoffs = np.unique(np.asarray(ks, dtype=np.int64))
     if len(cutoffs) == 0 or cutoffs[0] < 1:
         raise KernelError(f"ranking_metrics needs at least one k, and each of them above 0; got {tuple(ks)}")
     weights = None
     if inv_propensity is not None:
         weights = np.ascontiguousarray(_numpy(inv_propensity), dtype=np.float64)
-        if weights.ndim != 1 or indices.max(initial=-1) >= len(weights):
-            raise KernelError(
-                f"inv_propensity {weights.shape} needs one value per label; "
-                f"there is a true label {indices.max(initial=-1)}"
-            )
+        if weights.ndim != 1:
+            raise KernelError(f"inv_propensity {weights.shape} needs one value per label")
     sums, documents = _ranking_sums(top, indptr, indices, weights, cutoffs)
 
     means = sums[:, :4] / documents if documents else np.full((len(cutoffs), 4), np.nan)
@@ -73,20 +67,41 @@ def _ranking_sums(
 ) -> tuple[np.ndarray, int]:
     module = native.cpu()
     if module is None:
+        _check(indptr, indices, weights)
         return reference.ranking_sums(top, indptr, indices, weights, cutoffs)
     sums = np.empty((len(cutoffs), 8))
-    documents = module.ranking_sums(
+    documents = getattr(module, f"ranking_sums_{top.dtype}_{indices.dtype}")(
         top.ctypes.data,
         *top.shape,
         indptr.ctypes.data,
         indices.ctypes.data,
+        len(indices),
+        np.iinfo(np.int64).max if weights is None else len(weights),
         0 if weights is None else weights.ctypes.data,
         cutoffs.ctypes.data,
         len(cutoffs),
         sums.ctypes.data,
         native.threads(),
     )
+    if documents < 0:
+        _check(indptr, indices, weights)
     return sums, documents
+
+
+def _check(indptr: np.ndarray, indices: np.ndarray, weights: np.ndarray | None) -> None:
+    """Says what is wrong with the true labels. The native kernel looks for itself, on its way, whether anything is."""
+    if indptr[0] != 0 or indptr[-1] != len(indices) or np.any(np.diff(indptr) < 0) or np.any(indices < 0):
+        raise KernelError("ranking_metrics: indptr and indices are not those of a CSR matrix")
+    if weights is not None and indices.max(initial=-1) >= len(weights):
+        raise KernelError(
+            f"inv_propensity {weights.shape} needs one value per label; there is a true label {indices.max()}"
+        )
+
+
+def _integers(array: torch.Tensor | np.ndarray) -> np.ndarray:
+    """In one piece and not copied where they already are int32 or int64, which the kernel reads both."""
+    array = _numpy(array)
+    return np.ascontiguousarray(array, dtype=np.int32 if array.dtype == np.int32 else np.int64)
 
 
 def _numpy(array: torch.Tensor | np.ndarray) -> np.ndarray:

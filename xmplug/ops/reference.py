@@ -224,3 +224,26 @@ def split_segments(
                 break
             side = now
         order[begin[s] : end[s]] = np.concatenate([labels[side == 0], labels[side == 1]])
+
+
+def sparse_adam_step(
+    weight: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step_size: float,
+    keep_avg: float,
+    keep_sq: float,
+    eps: float,
+) -> bool:
+    """Adam on the rows `rows` of weight and its moments, in place; nothing, and False, where the rows are out of
+    range or do not ascend."""
+    if rows.numel() and not (rows[0] >= 0 and rows[-1] < len(weight) and (rows.diff() > 0).all()):
+        return False
+    avg, sq = exp_avg[rows], exp_avg_sq[rows]  # (R,D)
+    avg += (grad - avg) * keep_avg
+    sq += (grad * grad - sq) * keep_sq
+    exp_avg[rows], exp_avg_sq[rows] = avg, sq
+    weight[rows] = (weight[rows].float() - step_size * (avg / (sq.sqrt() + eps))).to(weight.dtype)
+    return True
