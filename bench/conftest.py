@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -31,14 +30,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: measured with --full only")
+    config.addinivalue_line("markers", "full: a shape that is measured with --full only")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --full: the shapes that are not marked full, beside the peers that the file lists as QUICK."""
+
+    def quick(item: Any) -> bool:
+        return item.get_closest_marker("full") is None and item.callspec.params["peer"] in item.module.QUICK
+
     if not config.getoption("--full"):
-        left_out = [item for item in items if item.get_closest_marker("full")]
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
-        config.hook.pytest_deselected(items=left_out)
+        config.hook.pytest_deselected(items=[item for item in items if not quick(item)])
+        items[:] = filter(quick, items)
 
 
 @lru_cache(maxsize=1)
@@ -65,6 +68,7 @@ def with_kernels(which: str, call: Callable[[], Any]) -> Callable[[], Any]:
     return chosen
 
 
+checked: dict[tuple[str, str], float] = {}
 memory_of = lru_cache(maxsize=None)(machine.peak_memory)
 
 
@@ -100,14 +104,25 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, monkeypatch: pytest.
         run = {"native": run_ours, "reference": with_kernels("reference", ours)}.get(peer, theirs)
         assert run is not None
         number = threads or torch.get_num_threads()
-        with machine.threads(number):
-            lasted = 0.0
-            for call in [run] if run is run_ours else [run, run_ours]:
-                check(call())
+        group = f"{op} {shape} {dtype} {number} threads"
+        seconds, least = FULL if full else QUICK
+
+        def first_calls(name: str, call: Callable[[], Any]) -> float:
+            """About what a call takes. The first one of each implementation is checked, and warms it up."""
+            if (group, name) not in checked:
                 begun = time.perf_counter()
-                call()
-                lasted += time.perf_counter() - begun
-            seconds, least = FULL if full else QUICK
+                result = call()
+                lasted = time.perf_counter() - begun
+                check(result)
+                if lasted < seconds:
+                    begun = time.perf_counter()
+                    call()
+                    lasted = time.perf_counter() - begun
+                checked[group, name] = lasted
+            return checked[group, name]
+
+        with machine.threads(number):
+            lasted = first_calls(peer, run) + (0 if run is run_ours else first_calls("native", run_ours))
             if rounds is None:
                 rounds = 1 if lasted > 3 * seconds else int(min(max(seconds / lasted, least), 200))
             our_times = []
@@ -118,7 +133,7 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, monkeypatch: pytest.
                 our_times.append(time.perf_counter() - begun)
 
             benchmark.pedantic(run, rounds=rounds, setup=None if peer == "native" else ours_in_turn)
-        benchmark.group = f"{op} {shape} {dtype} {number} threads"
+        benchmark.group = group
         benchmark.extra_info.update(
             op=op,
             shape=shape,
@@ -135,10 +150,5 @@ def compare(benchmark: Any, request: pytest.FixtureRequest, monkeypatch: pytest.
         if memory is not None and full:
             benchmark.extra_info["memory"] = memory_of(*memory, peer)
             benchmark.extra_info["memory_ours"] = memory_of(*memory, "native")
-        if our_times:
-            print(
-                f"{op} {shape} {dtype}: {peer} takes {statistics.median(benchmark.stats.stats.data):.4g} s, "
-                f"ours {statistics.median(our_times):.4g} s"
-            )
 
     return measure

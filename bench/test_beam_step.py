@@ -43,14 +43,13 @@ def by_numpy(logits: Tensor, nodes: Tensor, parents: Tensor, k: int) -> tuple[np
     return np.take_along_axis(scores, places, 1), np.take_along_axis(nodes.numpy(), places, 1)
 
 
+QUICK = ("reference", "torch topk", "numpy")
 PEERS: dict[str, Callable[..., tuple]] = {"torch topk": by_torch, "numpy": by_numpy, "torch.compile": compiled}
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("threads", [None, pytest.param(1, marks=full)], ids=["", "1thread"])
-@pytest.mark.parametrize(
-    "peer", ["native", "reference", "torch topk", "numpy", pytest.param("torch.compile", marks=full)]
-)
+@pytest.mark.parametrize("peer", ["native", "reference", *PEERS])
 def test_beam_step(compare: Callable[..., None], size: tuple[int, int, int], threads: int | None, peer: str) -> None:
     (texts, width, k), (logits, nodes, parents) = size, inputs(size)
 

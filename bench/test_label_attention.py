@@ -168,7 +168,7 @@ PEERS: dict[str, Callable[[Inputs], Tensor]] = {
     "per text": per_text,
     MEDIUM: per_text,
 }
-IN_QUICK = ("AttentionXML's form", "per text", MEDIUM)
+QUICK = ("AttentionXML's form", "per text", MEDIUM)
 
 
 def call_of(case: Case, peer: str) -> Callable[[], tuple[Tensor, ...]]:
@@ -244,9 +244,7 @@ def check(case: Case, peer: str, result: tuple[Tensor, ...]) -> None:
         close(grads[1].index_select(0, want.labels).to_dense(), want.grad_queries)
 
 
-@pytest.mark.parametrize(
-    "peer", ["native", "reference", *(name if name in IN_QUICK else pytest.param(name, marks=full) for name in PEERS)]
-)
+@pytest.mark.parametrize("peer", ["native", "reference", *PEERS])
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_label_attention(compare: Callable[..., None], case: Case, peer: str) -> None:
     if peer == MEDIUM and case.dtype == "bfloat16":

@@ -17,7 +17,7 @@ from xmplug import ops
 full = pytest.mark.full
 DOCUMENTS, LABELS = 300_000, 500_000
 KS, DEPTH = (1, 3, 5, 10), 10
-INSTALL = "pip install --no-deps -r bench/requirements.txt"
+INSTALL = "pip install -r bench/requirements.txt"
 
 
 @lru_cache(maxsize=2)
@@ -35,6 +35,7 @@ def inputs(documents: int, labels: int) -> tuple[np.ndarray, sparse.csr_matrix, 
         (np.ones(sum(map(len, rows)), np.float32), (np.concatenate(rows), np.concatenate(cells))), (documents, labels)
     )
     truth.sum_duplicates()
+    truth.data[:] = 1
     return top, truth, 1 + 9 * random.random(labels)
 
 
@@ -63,7 +64,7 @@ def by_numpy(top: np.ndarray, truth: sparse.csr_matrix, weights: np.ndarray) -> 
 
 def by_scipy(top: np.ndarray, truth: sparse.csr_matrix, weights: np.ndarray) -> dict[str, float]:
     """Products of sparse matrices, as the Extreme Classification Repository's scripts have it."""
-    documents, labels = truth.shape
+    documents = len(top)
     starts = np.arange(documents + 1) * DEPTH
     number = np.diff(truth.indptr)
     discounts = 1.0 / np.log2(np.arange(DEPTH) + 2.0)
@@ -116,6 +117,7 @@ def by_napkinxc(documents: int, labels: int) -> dict[str, float]:
     return {f"{name}@{k}": float(values[k - 1]) for name, values in found.items() for k in KS}
 
 
+QUICK = ("reference", "numpy", "scipy")
 PEERS: dict[str, Callable[[int, int], dict[str, float]]] = {
     "numpy": lambda documents, labels: by_numpy(*inputs(documents, labels)),
     "scipy": lambda documents, labels: by_scipy(*inputs(documents, labels)),
@@ -125,10 +127,7 @@ PEERS: dict[str, Callable[[int, int], dict[str, float]]] = {
 
 
 @pytest.mark.parametrize("threads", [None, pytest.param(1, marks=full)], ids=["", "1thread"])
-@pytest.mark.parametrize(
-    "peer",
-    ["native", "reference", "numpy", "scipy", *(pytest.param(name, marks=full) for name in list(PEERS)[2:])],
-)
+@pytest.mark.parametrize("peer", ["native", "reference", *PEERS])
 def test_ranking_metrics(compare: Callable[..., None], threads: int | None, peer: str) -> None:
     top, truth, weights = inputs(DOCUMENTS, LABELS)
     exact = by_numpy(top, truth, weights)

@@ -15,6 +15,8 @@ full = pytest.mark.full
 # labels, dimensions, touched rows: 32 texts of 1,280 candidates at AttentionXML's sizes.
 SIZES = [(100_000, 512, 30_000), pytest.param((670_091, 1_024, 40_000), marks=full)]
 RATE = 1e-3
+PEERS = ("SparseAdam", "Adam, fused, dense")
+QUICK = PEERS
 
 
 @lru_cache(maxsize=1)
@@ -59,7 +61,7 @@ class Torch:
 
 
 @pytest.mark.skipif(not hasattr(ops, "sparse_adam_step"), reason="this xmplug has no sparse_adam_step")
-@pytest.mark.parametrize("peer", ["native", "reference", "SparseAdam", "Adam, fused, dense"])
+@pytest.mark.parametrize("peer", ["native", "reference", *PEERS])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_sparse_adam_step(compare: Callable[..., None], size: tuple[int, int, int], peer: str) -> None:
     (labels, dims, touched), (before, rows, grad) = size, inputs(size)
