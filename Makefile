@@ -4,11 +4,16 @@ BIN := $(VENV)/bin
 KERNELS := $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/xmplug-*/pyproject.toml))
 
+# Peers have an environment of their own. ARGS: more options, for example ARGS="-k label_attention".
+BENCH := .venv-bench
+MEASURE = $(BENCH)/bin/python -m pytest bench -q --benchmark-only --benchmark-disable-gc --benchmark-quiet \
+	-W ignore::DeprecationWarning $(ARGS)
+
 # .venv with everything installed is made on the way; what has not changed is not made again.
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench bench-full clean
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: $(VENV)/.installed ## train AttentionXML on the bundled corpus, evaluate it, tag unseen texts
 	$(BIN)/xmplug demo
@@ -22,12 +27,16 @@ lint: $(VENV)/.installed ## check style and types
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(KERNELS)
 
-bench: $(VENV)/.installed ## measure the kernels
-	$(BIN)/python -m pytest -q bench --benchmark-only --benchmark-disable-gc \
-		--benchmark-group-by=func,param:size --benchmark-columns=min,median,rounds
+bench: $(BENCH)/.installed ## measure the kernels beside others, in 5 minutes: bench/results/kernels.md
+	$(MEASURE) --benchmark-json=$(BENCH)/kernels.json
+	$(BENCH)/bin/python bench/report.py $(BENCH)/kernels.json bench/results/kernels
+
+bench-full: $(BENCH)/.installed ## all shapes and peers, training and prediction, in hours: bench/results/kernels-full.md
+	$(MEASURE) --full --benchmark-json=$(BENCH)/kernels-full.json
+	$(BENCH)/bin/python bench/report.py $(BENCH)/kernels-full.json bench/results/kernels-full
 
 clean: ## remove everything made here, the virtual environment too
-	rm -rf $(VENV) build dist *.egg-info plugins/*/*.egg-info xmplug/*.so
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info plugins/*/*.egg-info xmplug/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.dependencies: constraints.txt
@@ -37,5 +46,11 @@ $(VENV)/.dependencies: constraints.txt
 
 $(VENV)/.installed: $(VENV)/.dependencies pyproject.toml setup.py $(KERNELS) $(PLUGINS:%=%/pyproject.toml)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt \
+		--editable . $(PLUGINS:%=--editable %)
+	touch $@
+
+$(BENCH)/.installed: bench/requirements.txt pyproject.toml setup.py $(KERNELS) $(PLUGINS:%=%/pyproject.toml)
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --requirement bench/requirements.txt \
 		--editable . $(PLUGINS:%=--editable %)
 	touch $@
