@@ -32,13 +32,18 @@ int64_t ranking_sums(uintptr_t top, int64_t rows, int64_t width, uintptr_t indpt
                               num_cutoffs, at<double>(sums), threads);
 }
 
+bool inverse_norms(uintptr_t indptr, uintptr_t values, int64_t num_rows, uintptr_t scale, int threads) {
+  return xmplug::inverse_norms(at<const int64_t>(indptr), at<const float>(values), num_rows, at<double>(scale),
+                               threads);
+}
+
 void split_segments(uintptr_t indptr, uintptr_t indices, uintptr_t values, uintptr_t scale, int64_t num_features,
-                    int64_t num_labels, uintptr_t order, uintptr_t begin, uintptr_t middle, uintptr_t end,
-                    uintptr_t first, uintptr_t second, int64_t num_segments, int rounds, int threads) {
+                    uintptr_t order, uintptr_t begin, uintptr_t middle, uintptr_t end, uintptr_t first,
+                    uintptr_t second, int64_t num_segments, int rounds, int threads) {
   xmplug::split_segments(at<const int64_t>(indptr), at<const int32_t>(indices), at<const float>(values),
-                         at<const double>(scale), num_features, num_labels, at<int64_t>(order),
-                         at<const int64_t>(begin), at<const int64_t>(middle), at<const int64_t>(end),
-                         at<const int64_t>(first), at<const int64_t>(second), num_segments, rounds, threads);
+                         at<const double>(scale), num_features, at<int64_t>(order), at<const int64_t>(begin),
+                         at<const int64_t>(middle), at<const int64_t>(end), at<const int64_t>(first),
+                         at<const int64_t>(second), num_segments, rounds, threads);
 }
 
 xmplug::AttentionInput attention_input(uintptr_t states, uintptr_t mask, uintptr_t queries, uintptr_t candidates,
@@ -91,6 +96,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("ranking_sums_int32_int64", &ranking_sums<int32_t, int64_t>, without_gil);
   module.def("ranking_sums_int64_int32", &ranking_sums<int64_t, int32_t>, without_gil);
   module.def("ranking_sums_int64_int64", &ranking_sums<int64_t, int64_t>, without_gil);
+  module.def("inverse_norms", &inverse_norms, without_gil);
   module.def("split_segments", &split_segments, without_gil);
   module.def("sparse_adam_step_float", &sparse_adam_step<float>, without_gil);
   module.def("sparse_adam_step_bfloat16", &sparse_adam_step<xmplug::BFloat16>, without_gil);

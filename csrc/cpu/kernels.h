@@ -34,14 +34,17 @@ int64_t ranking_sums(const Top* top, int64_t rows, int64_t width, const int64_t*
                      int64_t num_indices, int64_t num_labels, const double* inverse_propensity, const int64_t* cutoffs,
                      int64_t num_cutoffs, double* sums, int threads);
 
+// One over the norm of each row of a CSR matrix, 0 for a row of zeros; false where a value is not finite.
+bool inverse_norms(const int64_t* indptr, const float* values, int64_t num_rows, double* scale, int threads);
+
 // Balanced spherical 2-means on each segment order[begin[s], end[s]) of labels: afterwards its two clusters are
 // order[begin[s], middle[s]) and order[middle[s], end[s]), each in ascending label order, as they must be on entry.
-// Clusters start from the two labels at order[begin[s] + first[s]] and order[begin[s] + second[s]]. `scale` holds one
-// over the norm of each label's features (0 for a label without any).
+// Clusters start from the two labels at order[begin[s] + first[s]] and order[begin[s] + second[s]]. `scale` holds the
+// inverse norms of the labels' features; unit vectors are rounded to 24 bits after the point. num_segments > 0.
 void split_segments(const int64_t* indptr, const int32_t* indices, const float* values, const double* scale,
-                    int64_t num_features, int64_t num_labels, int64_t* order, const int64_t* begin,
-                    const int64_t* middle, const int64_t* end, const int64_t* first, const int64_t* second,
-                    int64_t num_segments, int rounds, int threads);
+                    int64_t num_features, int64_t* order, const int64_t* begin, const int64_t* middle,
+                    const int64_t* end, const int64_t* first, const int64_t* second, int64_t num_segments, int rounds,
+                    int threads);
 
 // One step of lazy Adam on the rows `rows` (ascending, each once) of weight, exp_avg and exp_avg_sq (num_rows, width):
 //   exp_avg    += (grad - exp_avg) * keep_avg          keep_avg = 1 - beta1

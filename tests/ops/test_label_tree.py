@@ -70,6 +70,34 @@ def test_native_tree_is_the_reference_tree(
     assert same(native, reference)
 
 
+def test_native_tree_of_many_features_is_the_reference_tree() -> None:
+    if ops.kernels()["build_label_tree"] != "native cpu":
+        pytest.skip(ops.kernels()["build_label_tree"])
+    rng = np.random.default_rng(0)
+    x = sparse.random(1500, 4001, 0.01, "csr", dtype=np.float32, random_state=rng, data_rvs=rng.standard_normal)
+    native = ops.build_label_tree(x, 8, 30, seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XMPLUG_KERNELS", "reference")
+        reference = ops.build_label_tree(x, 8, 30, seed=0)
+    assert same(native, reference)
+
+
+@pytest.mark.usefixtures("restore_threads")
+def test_threads_that_split_one_segment_together_make_the_same_tree() -> None:
+    if ops.kernels()["build_label_tree"] != "native cpu":
+        pytest.skip(ops.kernels()["build_label_tree"])
+    rng = np.random.default_rng(0)
+    labels, size = 30_000, 120  # so large that its first splits are shared
+    columns = (rng.integers(0, 300, labels)[:, None] * 20 + rng.integers(0, 900, (labels, size))) % 6000
+    values = rng.random(labels * size, dtype=np.float32)
+    x = sparse.csr_matrix((values, columns.ravel(), np.arange(labels + 1) * size), shape=(labels, 6000))
+    trees = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        trees.append(ops.build_label_tree(x, 16, 1000, seed=0))
+    assert same(trees[0], trees[1]) and same(trees[0], trees[2])
+
+
 @pytest.mark.usefixtures("kernels")
 def test_finds_clusters_that_are_there() -> None:
     rng = np.random.default_rng(0)
@@ -128,7 +156,12 @@ def test_bad_arguments() -> None:
     for arguments in [(x[:0], 2, 2), (x, 1, 2), (x, 2, 0)]:
         with pytest.raises(KernelError, match="at least 1 label"):
             ops.build_label_tree(*arguments, seed=0)
-    x = sparse.csr_matrix(np.array([[np.nan, 1.0]], dtype=np.float32))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite(value: float) -> None:
+    x = sparse.csr_matrix(np.array([[1.0, 1.0], [value, 1.0]], dtype=np.float32))
     with pytest.raises(KernelError, match="finite"):
         ops.build_label_tree(x, 2, 2, seed=0)
 

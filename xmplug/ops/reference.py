@@ -180,6 +180,15 @@ def ranking_sums(
     return sums, len(documents)
 
 
+def inverse_norms(features: sparse.csr_matrix, scale: np.ndarray) -> bool:
+    """One over the norm of each row into scale (L,), 0 for a row of zeros; False where a value is not finite."""
+    rows = np.repeat(np.arange(len(scale)), np.diff(features.indptr))
+    values = features.data.astype(np.float64)
+    squared = np.bincount(rows, values * values, len(scale)).astype(np.float64)
+    scale[:] = np.divide(1.0, np.sqrt(squared), out=np.zeros_like(squared), where=squared > 0)
+    return bool(np.isfinite(squared).all())
+
+
 def split_segments(
     features: sparse.csr_matrix,
     scale: np.ndarray,
@@ -195,29 +204,29 @@ def split_segments(
 
     Afterwards its clusters are order[begin:middle] and order[middle:end], each in ascending order. They start
     from the labels at places `first` and `second` of the segment. scale (L,): one over the norm of each row
-    of features, or 0. Sums are made in the order of labels, as the native kernel makes them: both give the
-    same tree.
+    of features, or 0.
+
+    Unit vectors are rounded to 24 bits after the point, and the direction between the centroids to 23: sums
+    of members and products with that direction are then exact in float64, in whatever order and by however
+    many threads they are made. Squared norms are made of four sums, of every fourth feature.
     """
     for s in range(len(begin)):
         labels = order[begin[s] : end[s]]
         rows = features[labels]
         row_of = np.repeat(np.arange(len(labels)), np.diff(rows.indptr))
         used, column_of = np.unique(rows.indices, return_inverse=True)
-        values = rows.data.astype(np.float64) * scale[labels][row_of]
+        values = np.rint(rows.data.astype(np.float64) * scale[labels][row_of] * 2.0**24) / 2.0**24
         side = np.full(len(labels), -1)
         side[first[s]], side[second[s]] = 0, 1
-        scores = np.zeros(len(labels))
         for _ in range(rounds):
-            products = []
+            centroids = []
             for which in (0, 1):
                 members = side[row_of] == which
-                centroid = np.bincount(column_of[members], values[members], len(used))
-                product = np.bincount(row_of, values * centroid[column_of], len(labels))
-                # A centroid is the sum of its members, so that its squared norm is the sum of their products
-                # with it.
-                squared = product[side == which].cumsum()[-1]
-                products.append(product * (1.0 / np.sqrt(squared) if squared > 0 else 0.0))
-            scores = products[1] - products[0]
+                total = np.bincount(column_of[members], values[members], len(used) // 4 * 4 + 4)
+                squared = (total * total).reshape(-1, 4).cumsum(axis=0)[-1].cumsum()[-1]
+                centroids.append(total * (1.0 / np.sqrt(squared) if squared > 0 else 0.0))
+            direction = np.rint((centroids[1] - centroids[0]) * 2.0**23) / 2.0**23
+            scores = np.bincount(row_of, values * direction[column_of], len(labels))
             now = np.ones(len(labels), dtype=np.int64)
             now[np.lexsort((labels, scores))[: middle[s] - begin[s]]] = 0
             if np.array_equal(now, side):

@@ -105,7 +105,7 @@ def build_label_tree(features: sparse.csr_matrix, branching: int, max_leaf: int,
     """A balanced label tree by recursive spherical 2-means on label features (AttentionXML, 2.2; Parabel).
 
     features (L, F): a row per label, for example the mean of its documents' TF-IDF vectors (PIFA). Only the
-    direction of a row counts. Labels with an empty row are placed too.
+    direction of a row counts, to 24 bits after the point. Labels with an empty row are placed too.
 
     The L labels fall into ceil(L / max_leaf) clusters, which are the lowest inner nodes; levels above are
     made of groups of at most `branching` nodes until one is left, the root. Sizes are as equal as can be:
@@ -126,8 +126,6 @@ def build_label_tree(features: sparse.csr_matrix, branching: int, max_leaf: int,
     if features.shape[1] >= 2**31:
         raise KernelError(f"label features of {features.shape[1]} dimensions; there can be 2**31 - 1 at most")
     features = sparse.csr_matrix(features, dtype=np.float32)
-    if not np.isfinite(features.data).all():
-        raise KernelError("label features hold values that are not finite")
     sizes = _level_sizes(num_labels, branching, max_leaf)
     bounds = [np.arange(n + 1) * below // n for n, below in pairwise(sizes)]
     order = np.arange(num_labels)
@@ -166,13 +164,23 @@ class _Splitter:
 
     def __init__(self, features: sparse.csr_matrix):
         self.features = features
-        rows = np.repeat(np.arange(features.shape[0]), np.diff(features.indptr))
-        values = features.data.astype(np.float64)
-        squared = np.bincount(rows, values * values, features.shape[0]).astype(np.float64)
-        self.scale = np.divide(1.0, np.sqrt(squared), out=np.zeros_like(squared), where=squared > 0)
+        self.module = native.cpu()
         self.indptr = np.ascontiguousarray(features.indptr, dtype=np.int64)
         self.indices = np.ascontiguousarray(features.indices, dtype=np.int32)
-        self.module = native.cpu()
+        self.values = np.ascontiguousarray(features.data)
+        self.scale = np.empty(features.shape[0])  # one over the norm of each row, 0 for a row of zeros
+        if self.module is None:
+            finite = reference.inverse_norms(self.features, self.scale)
+        else:
+            finite = self.module.inverse_norms(
+                self.indptr.ctypes.data,
+                self.values.ctypes.data,
+                len(self.scale),
+                self.scale.ctypes.data,
+                native.threads(),
+            )
+        if not finite:
+            raise KernelError("label features hold values that are not finite")
 
     def __call__(
         self, order: np.ndarray, begin: np.ndarray, middle: np.ndarray, end: np.ndarray, chance: np.ndarray
@@ -188,10 +196,9 @@ class _Splitter:
         self.module.split_segments(
             self.indptr.ctypes.data,
             self.indices.ctypes.data,
-            self.features.data.ctypes.data,
+            self.values.ctypes.data,
             self.scale.ctypes.data,
             self.features.shape[1],
-            self.features.shape[0],
             order.ctypes.data,
             *(array.ctypes.data for array in arrays),
             len(begin),
