@@ -77,7 +77,7 @@ def peaks() -> dict[str, dict[str, float]]:
 def _fastest(call: Callable[[], object], seconds: float = 0.4) -> float:
     """The shortest time of a call, of as many as fit into `seconds`."""
     call()
-    times = []
+    times: list[float] = []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or len(times) < 3:
         begun = time.perf_counter()

@@ -16,10 +16,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-HEAD = (
-    "operation | shape | type | threads | peer | peer's time | ours | ratio | ours computes or moves | of peak"
-    " | memory, peer's / ours"
-)
+HEAD = "operation | shape | type | threads | peer | peer's time | ours | ratio | ours: work | of peak | memory | ours"
 
 
 def main() -> None:
@@ -39,7 +36,9 @@ def row_of(benchmark: dict[str, Any], peaks: dict[str, dict[str, float]]) -> dic
     theirs, ours = sorted(benchmark["stats"]["data"]), sorted(info["ours"])
     here = peaks[str(info["threads"])]
     rate, share = "", ""
-    if info["flops"]:
+    if "rate" in info:
+        rate = info["rate"]
+    elif info["flops"]:
         rate = f"{info['flops'] / median(ours) / 1e9:.0f} GFLOP/s"
         share = f"{info['flops'] / median(ours) / 1e9 / here[info['dtype']]:.0%}"
     elif info["bytes"]:
@@ -47,7 +46,7 @@ def row_of(benchmark: dict[str, Any], peaks: dict[str, dict[str, float]]) -> dic
         share = f"{info['bytes'] / median(ours) / 1e9 / here['memory']:.0%}"
     elif info["documents"]:
         rate = f"{info['documents'] / median(ours):,.0f} documents/s"
-    memory = f"{size(info['memory'])} / {size(info['memory_ours'])}" if "memory" in info else ""
+    memory = [f"{info[name] / 1e6:,.0f} MB" for name in ("memory", "memory_ours") if name in info] or ["", ""]
     return {
         "case": f"{info['op']}, {info['shape']}, {info['dtype']}, {info['threads']} threads",
         "peer": info["implementation"],
@@ -60,10 +59,10 @@ def row_of(benchmark: dict[str, Any], peaks: dict[str, dict[str, float]]) -> dic
             info["implementation"],
             times(theirs),
             times(ours),
-            f"{median(theirs) / median(ours):.2f}",
+            f"{median(theirs) / median(ours):.2f} ({theirs[0] / ours[0]:.2f})",
             rate,
             share,
-            memory,
+            *memory,
         ],
     }
 
@@ -78,10 +77,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
-def size(number: int) -> str:
-    return f"{number / 1e6:,.0f} MB"
-
-
 def title(record: dict[str, Any]) -> str:
     machine, commit = record["machine_info"], record["commit_info"]
     changed = ", changed" if commit["dirty"] else ""
@@ -94,10 +89,11 @@ def preface(record: dict[str, Any], name: str) -> list[str]:
     lines = [
         f"# Kernels: `make bench{'-full' if name.endswith('full') else ''}`",
         "",
-        f"{title(record)}; {machine['memory GiB']} GiB; Python {machine['python']}, {versions}; {record['datetime'][:10]}.",
+        f"{title(record)}; {machine['memory GiB']} GiB; {record['datetime'][:10]}.",
+        f"Python {machine['python']}, {versions}.",
         "",
         "Times are medians, with the shortest in brackets, of calls of the peer and of ours in turn; ratio: the peer's",
-        "median through ours. What each row measures is in [bench/](../README.md).",
+        "time through ours, likewise. [bench/](../README.md) says what each row measures.",
         "",
         "Peaks of this machine in the same run:",
         "",
@@ -111,8 +107,9 @@ def preface(record: dict[str, Any], name: str) -> list[str]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [f"| {HEAD} |", "|---" * len(HEAD.split(" | ")) + "|"]
-    return lines + [f"| {' | '.join(row['cells'])} |" for row in rows]
+    lines = [HEAD.split(" | "), ["---"] * len(HEAD.split(" | ")), *(row["cells"] for row in rows)]
+    width = len(lines[0]) if any(row["cells"][-1] for row in rows) else len(lines[0]) - 2  # memory, where measured
+    return [f"| {' | '.join(line[:width])} |" for line in lines]
 
 
 def plot(rows: list[dict[str, Any]], heading: str, path: Path) -> None:

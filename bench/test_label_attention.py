@@ -199,8 +199,7 @@ class Expected:
     labels: Tensor  # (n,)
     places: list[Tensor]  # of them in each text
     views: list[Tensor]  # (their number, D) for each text
-    grad_queries: Tensor | None  # (n,D)
-    grad_states: Tensor | None  # (T,D) of the first text
+    gradients: tuple[Tensor, Tensor] | None  # (n,D) of the queries, (T,D) of the states of the first text
 
 
 @lru_cache(maxsize=1)
@@ -218,14 +217,15 @@ def expected(case: Case) -> Expected:
     places = [torch.isin(found, labels).nonzero()[:, 0] for found in of_text]
     views = [view(queries[torch.searchsorted(labels, of_text[b][at])], b) for b, at in enumerate(places)]
     if given.upstream is None:
-        return Expected(labels, places, views, None, None)
-    total = sum((out * given.upstream[b, at]).sum() for b, (out, at) in enumerate(zip(views, places)))
-    (grad_queries,) = torch.autograd.grad(total, queries)
+        return Expected(labels, places, views, None)
+    (grad_queries,) = torch.autograd.grad(
+        views, queries, [given.upstream[b, at].double() for b, at in enumerate(places)]
+    )
     states = given.states.detach()[0, : given.lengths[0]].double().requires_grad_()
     rows_of_first = given.queries.detach()[of_text[0]].double()
     out = torch.softmax(rows_of_first @ states.T, -1) @ states
     (grad_states,) = torch.autograd.grad(out, states, given.upstream[0].double())
-    return Expected(labels, places, [each.detach() for each in views], grad_queries, grad_states)
+    return Expected(labels, places, [each.detach() for each in views], (grad_queries, grad_states))
 
 
 def check(case: Case, peer: str, result: tuple[Tensor, ...]) -> None:
@@ -238,10 +238,11 @@ def check(case: Case, peer: str, result: tuple[Tensor, ...]) -> None:
         assert error < tolerance, f"{peer} is off by {error:.2g} of the largest value"
 
     close(torch.cat([out[b, at] for b, at in enumerate(want.places)]).detach(), torch.cat(want.views))
-    if grads:
-        close(grads[0][0, : len(want.grad_states)], want.grad_states)
-        assert not grads[0][0, len(want.grad_states) :].any()
-        close(grads[1].index_select(0, want.labels).to_dense(), want.grad_queries)
+    if want.gradients is not None:
+        of_queries, of_states = want.gradients
+        close(grads[0][0, : len(of_states)], of_states)
+        assert not grads[0][0, len(of_states) :].any()
+        close(grads[1].index_select(0, want.labels).to_dense(), of_queries)
 
 
 @pytest.mark.parametrize("peer", ["native", "reference", *PEERS])
