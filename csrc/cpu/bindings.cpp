@@ -18,9 +18,10 @@ T* at(uintptr_t address) {
 
 template <class Real>
 void beam_step(uintptr_t logits, uintptr_t nodes, uintptr_t parents, int64_t rows, int64_t width, int64_t k,
-               uintptr_t scores, uintptr_t best, uintptr_t columns, int threads) {
+               uintptr_t scores, uintptr_t best, uintptr_t columns, int set, int threads) {
   xmplug::beam_step(at<const Real>(logits), at<const int64_t>(nodes), at<const Real>(parents), rows, width, k,
-                    at<Real>(scores), at<int64_t>(best), at<int64_t>(columns), threads);
+                    at<Real>(scores), at<int64_t>(best), at<int64_t>(columns), static_cast<xmplug::InstructionSet>(set),
+                    threads);
 }
 
 int64_t ranking_sums(uintptr_t top, int64_t rows, int64_t width, uintptr_t indptr, uintptr_t indices,

@@ -4,14 +4,17 @@
 
 #include <cstdint>
 
+#include "instruction_sets.h"
+
 namespace xmplug {
 
 // The k best of each row's nodes by score = sigmoid(logit) * parent, best first, ties by smaller node. A negative node
 // is padding; a node that is there twice is taken once, with its best score. A score that is not above 0, NaN included,
 // is 0. `columns` says where in the row each came from. Places without a node get score 0, node -1, column -1.
-template <class Real>
-void beam_step(const Real* logits, const int64_t* nodes, const Real* parents, int64_t rows, int64_t width, int64_t k,
-               Real* scores, int64_t* best, int64_t* columns, int threads);
+void beam_step(const float* logits, const int64_t* nodes, const float* parents, int64_t rows, int64_t width, int64_t k,
+               float* scores, int64_t* best, int64_t* columns, InstructionSet set, int threads);
+void beam_step(const double* logits, const int64_t* nodes, const double* parents, int64_t rows, int64_t width,
+               int64_t k, double* scores, int64_t* best, int64_t* columns, InstructionSet set, int threads);
 
 // Sums over the documents that have true labels, for each of `num_cutoffs` cutoffs (ascending), into
 // sums[cutoff][8] = {precision, nDCG, recall, R-precision, propensity-scored hits, their best, propensity-scored DCG,

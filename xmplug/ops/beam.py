@@ -59,6 +59,7 @@ def _beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> 
         scores.data_ptr(),
         best.data_ptr(),
         columns.data_ptr(),
+        native.instruction_set(),
         native.threads(),
     )
     return scores, best, columns
