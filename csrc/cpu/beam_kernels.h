@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 namespace xmplug {
 
@@ -25,10 +26,17 @@ struct Product {
   int64_t (*prepared_bytes)(int64_t width);
   void (*prepare)(const char* hidden, int64_t width, char* prepared);
   // visit.logits[offset + r] = hidden . rows[r] for each visit. A product is the same whatever else is asked for.
-  // `next` is where the next call's rows are.
+  // `next` is where rows for a later call are, as many: they are fetched meanwhile.
   void (*logits)(const char* rows, int64_t num_rows, int64_t width, const Visit* visits, int64_t num_visits,
                  int64_t offset, const char* next);
 };
+
+// The score that a key other than -1 stands for.
+inline float score_of(int32_t key) {
+  float score;
+  std::memcpy(&score, &key, sizeof score);
+  return score;
+}
 
 struct BeamKernels {
   // Keys of sigmoid(logit) * parent, or of 0 where that is not above 0; -1 where a node is negative. `nodes` may be

@@ -1,5 +1,4 @@
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "beam_kernels.h"
@@ -74,12 +73,6 @@ class FloatRow {
 
  private:
   static size_t at(int64_t place) { return static_cast<size_t>(place); }
-
-  static float score_of(int32_t key) {
-    float score;
-    std::memcpy(&score, &key, sizeof score);
-    return score;
-  }
 
   // An eighth more than wanted is soon ordered, and sooner found than the very k best.
   int64_t select() { return kernels_.select(keys_.data(), width_, k_, k_ + k_ / 8, places_.data()); }

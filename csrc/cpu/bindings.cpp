@@ -24,6 +24,17 @@ void beam_step(uintptr_t logits, uintptr_t nodes, uintptr_t parents, int64_t row
                     threads);
 }
 
+void tree_beam_search(uintptr_t hidden, uintptr_t weights, bool hidden_is_bfloat16, bool weights_are_bfloat16,
+                      int64_t texts, int64_t width, uintptr_t first_child, uintptr_t level_offsets, uintptr_t labels,
+                      int64_t num_levels, int64_t beam, int64_t k, uintptr_t scores, uintptr_t leaves,
+                      uintptr_t best_labels, int set, int threads) {
+  xmplug::tree_beam_search(
+      {at<const char>(hidden), at<const char>(weights), hidden_is_bfloat16, weights_are_bfloat16, texts, width,
+       at<const int64_t>(first_child), at<const int64_t>(level_offsets), at<const int64_t>(labels), num_levels, beam, k,
+       at<float>(scores), at<int64_t>(leaves), at<int64_t>(best_labels)},
+      static_cast<xmplug::InstructionSet>(set), threads);
+}
+
 int64_t ranking_sums(uintptr_t top, int64_t rows, int64_t width, uintptr_t indptr, uintptr_t indices,
                      uintptr_t inverse_propensity, uintptr_t cutoffs, int64_t num_cutoffs, uintptr_t sums,
                      int threads) {
@@ -48,6 +59,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("best_instruction_set", [] { return static_cast<int>(xmplug::best_instruction_set()); });
   module.def("beam_step_float", &beam_step<float>, without_gil);
   module.def("beam_step_double", &beam_step<double>, without_gil);
+  module.def("tree_beam_search", &tree_beam_search, without_gil);
   module.def("ranking_sums", &ranking_sums, without_gil);
   module.def("split_segments", &split_segments, without_gil);
 }

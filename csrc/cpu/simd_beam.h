@@ -244,7 +244,8 @@ void prepare(const char* hidden, int64_t width, char* prepared) {
 
 constexpr int kSums = kSet >= kAvx512 ? 16 : 8;  // vectors of sums that fit into the registers
 
-// num_rows rows for num_visits visits: few enough for the registers. With `ahead`, the next rows are fetched meanwhile.
+// num_rows rows for num_visits visits: few enough for the registers. With `ahead`, the next rows are fetched into the
+// second cache meanwhile, in the order in which they lie in memory; the first cache has no room for them.
 template <class Rows, int num_rows, int num_visits, bool ahead>
 XMPLUG_INLINE void tile(const Chunks<Rows>& chunks, const char* rows, const Visit* visits, int64_t offset,
                         const char* next) {
@@ -256,7 +257,7 @@ XMPLUG_INLINE void tile(const Chunks<Rows>& chunks, const char* rows, const Visi
 #pragma GCC unroll 16
     for (int r = 0; r < num_rows; ++r) {
       const auto chunk = load_as<WordVec>(rows + r * step + i * kBytes);
-      if (ahead) __builtin_prefetch(next + r * step + i * kBytes);
+      if (ahead) __builtin_prefetch(next + (i * num_rows + r) * kBytes, 0, 2);
 #pragma GCC unroll 2
       for (int v = 0; v < num_visits; ++v) {
         Vec& sum = sums[v * num_rows + r];

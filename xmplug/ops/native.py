@@ -11,9 +11,9 @@ import torch
 
 from xmplug.errors import KernelError
 
-NATIVE_CPU = ("beam_step", "ranking_metrics", "build_label_tree")
+NATIVE_CPU = ("beam_step", "tree_beam_search", "ranking_metrics", "build_label_tree")
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")  # in the order of csrc/cpu/instruction_sets.h
-REFERENCE_ONLY = ("label_attention", "tree_beam_search")
+REFERENCE_ONLY = ("label_attention",)
 
 
 @functools.cache
