@@ -18,9 +18,21 @@ T* at(uintptr_t address) {
 
 template <class Real>
 void beam_step(uintptr_t logits, uintptr_t nodes, uintptr_t parents, int64_t rows, int64_t width, int64_t k,
-               uintptr_t scores, uintptr_t best, uintptr_t columns, int threads) {
+               uintptr_t scores, uintptr_t best, uintptr_t columns, int set, int threads) {
   xmplug::beam_step(at<const Real>(logits), at<const int64_t>(nodes), at<const Real>(parents), rows, width, k,
-                    at<Real>(scores), at<int64_t>(best), at<int64_t>(columns), threads);
+                    at<Real>(scores), at<int64_t>(best), at<int64_t>(columns), static_cast<xmplug::InstructionSet>(set),
+                    threads);
+}
+
+void tree_beam_search(uintptr_t hidden, uintptr_t weights, bool hidden_is_bfloat16, bool weights_are_bfloat16,
+                      int64_t texts, int64_t width, uintptr_t first_child, uintptr_t level_offsets, uintptr_t labels,
+                      int64_t num_levels, int64_t beam, int64_t k, uintptr_t scores, uintptr_t leaves,
+                      uintptr_t best_labels, int set, int threads) {
+  xmplug::tree_beam_search(
+      {at<const char>(hidden), at<const char>(weights), hidden_is_bfloat16, weights_are_bfloat16, texts, width,
+       at<const int64_t>(first_child), at<const int64_t>(level_offsets), at<const int64_t>(labels), num_levels, beam, k,
+       at<float>(scores), at<int64_t>(leaves), at<int64_t>(best_labels)},
+      static_cast<xmplug::InstructionSet>(set), threads);
 }
 
 template <class Top, class Label>
@@ -91,6 +103,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("label_attention_backward", &label_attention_backward, without_gil);
   module.def("beam_step_float", &beam_step<float>, without_gil);
   module.def("beam_step_double", &beam_step<double>, without_gil);
+  module.def("tree_beam_search", &tree_beam_search, without_gil);
   // Overloads by type have no meaning for addresses: the types of top and of indices are in the name.
   module.def("ranking_sums_int32_int32", &ranking_sums<int32_t, int32_t>, without_gil);
   module.def("ranking_sums_int32_int64", &ranking_sums<int32_t, int64_t>, without_gil);

@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "bfloat16.h"
+#include "instruction_sets.h"
 
 namespace xmplug {
 
@@ -21,9 +22,29 @@ void label_attention_backward(const AttentionInput& in, const void* grad, const 
 // The k best of each row's nodes by score = sigmoid(logit) * parent, best first, ties by smaller node. A negative node
 // is padding; a node that is there twice is taken once, with its best score. A score that is not above 0, NaN included,
 // is 0. `columns` says where in the row each came from. Places without a node get score 0, node -1, column -1.
-template <class Real>
-void beam_step(const Real* logits, const int64_t* nodes, const Real* parents, int64_t rows, int64_t width, int64_t k,
-               Real* scores, int64_t* best, int64_t* columns, int threads);
+void beam_step(const float* logits, const int64_t* nodes, const float* parents, int64_t rows, int64_t width, int64_t k,
+               float* scores, int64_t* best, int64_t* columns, InstructionSet set, int threads);
+void beam_step(const double* logits, const int64_t* nodes, const double* parents, int64_t rows, int64_t width,
+               int64_t k, double* scores, int64_t* best, int64_t* columns, InstructionSet set, int threads);
+
+// A beam search in a label tree (xmplug.ops.LabelTree): from the root down, of each level the `beam` best nodes by
+// score = product of the sigmoids of hidden . weights[node] on the path are kept and their children scored; of the
+// leaves the k best, in the order and with the missing places of beam_step. Hidden vectors (texts, width) and weights
+// (nodes, width) are float32 or bfloat16, sums float32. A text's result does not depend on the other texts.
+struct TreeSearch {
+  const char* hidden;
+  const char* weights;
+  bool hidden_is_bfloat16, weights_are_bfloat16;
+  int64_t texts, width;
+  const int64_t* first_child;
+  const int64_t* level_offsets;
+  const int64_t* labels;
+  int64_t num_levels, beam, k;
+  float* scores;         // (texts, k)
+  int64_t* leaves;       // (texts, k): nodes
+  int64_t* best_labels;  // (texts, k)
+};
+void tree_beam_search(const TreeSearch& search, InstructionSet set, int threads);
 
 // Sums over the documents that have true labels, for each of `num_cutoffs` cutoffs (ascending), into
 // sums[cutoff][8] = {precision, nDCG, recall, R-precision, propensity-scored hits, their best, propensity-scored DCG,

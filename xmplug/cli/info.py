@@ -17,7 +17,7 @@ def command() -> None:
 
     from .. import __version__
     from ..inference import device, uses_bfloat16
-    from ..ops import kernels
+    from ..ops import kernels, native
     from ..plugins import Plugins
 
     rows = [
@@ -30,6 +30,7 @@ def command() -> None:
         ("device", torch.cuda.get_device_name() if device().type == "cuda" else "cpu (torch sees no GPU)"),
         ("precision", "bfloat16" if uses_bfloat16("auto") else "float32 (no native bfloat16)"),
         ("plugins", ", ".join(p.name + (" (broken)" if p.error else "") for p in Plugins().load().found)),
+        ("vector code", native.INSTRUCTION_SETS[native.instruction_set()] if native.cpu() else "PyTorch's"),
         *((f"kernel {name}", state) for name, state in kernels().items()),
     ]
     width = max(len(name) for name, _ in rows)

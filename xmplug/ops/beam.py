@@ -11,6 +11,8 @@ from xmplug.errors import KernelError
 from xmplug.ops import native, reference
 from xmplug.ops.tree import LabelTree
 
+NATIVE_SEARCH = (torch.float32, torch.bfloat16)
+
 
 def beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best of each text's candidate nodes: (scores (B,k), nodes (B,k)), best first.
@@ -59,6 +61,7 @@ def _beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> 
         scores.data_ptr(),
         best.data_ptr(),
         columns.data_ptr(),
+        native.instruction_set(),
         native.threads(),
     )
     return scores, best, columns
@@ -96,12 +99,12 @@ _beam_step.register_autograd(_backward, setup_context=_setup_context)
 def tree_beam_search(hidden: Tensor, weights: Tensor, tree: LabelTree, beam: int, k: int) -> tuple[Tensor, Tensor]:
     """The k best labels of each text by beam search from the root: (scores (B,k), labels (B,k)), best first.
 
-    hidden (B,D) float; weights (tree.num_nodes, D): the logit of a node is hidden . weights[node]. The root
-    is certain (its weights are not used); the score of a node is the product of the probabilities on its
-    path. Of every level, the `beam` best nodes are kept and their children scored. Order, ties (by leaf) and
-    missing places are those of `beam_step`: missing labels are -1 with score 0. Scores are float32, or
-    float64 for such hidden. Gradients reach hidden and weights. Raises KernelError for shapes that do not fit
-    together.
+    hidden (B,D) float; weights (tree.num_nodes, D) float, of any two types: the logit of a node is hidden .
+    weights[node]. The root is certain (its weights are not used); the score of a node is the product of the
+    probabilities on its path. Of every level, the `beam` best nodes are kept and their children scored.
+    Order, ties (by leaf) and missing places are those of `beam_step`: missing labels are -1 with score 0.
+    Sums and scores are float32, or float64 where hidden or weights are. Gradients reach hidden and weights.
+    Raises KernelError for shapes that do not fit together.
     """
     # Inner nodes and leaves, counted by shapes alone, which is what torch.compile can see.
     num_nodes = len(tree.first_child) - 1 + len(tree.labels)
@@ -115,53 +118,85 @@ def tree_beam_search(hidden: Tensor, weights: Tensor, tree: LabelTree, beam: int
     first_child, level_offsets, labels = (
         torch.from_numpy(array).to(hidden.device) for array in (tree.first_child, tree.level_offsets, tree.labels)
     )
-    scores, leaves = _tree_beam_search(hidden, weights, first_child, level_offsets, beam, k)
-    places = (leaves - (len(first_child) - 1)).clamp(min=0)
-    return scores, labels[places].masked_fill(leaves < 0, -1)
+    scores, _, best = _tree_beam_search(hidden, weights, first_child, level_offsets, labels, beam, k)
+    return scores, best
 
 
 @torch.library.custom_op(
     "xmplug::tree_beam_search",
     mutates_args=(),
-    schema="(Tensor hidden, Tensor weights, Tensor first_child, Tensor level_offsets, int beam, int k)"
-    " -> (Tensor, Tensor)",
+    schema="(Tensor hidden, Tensor weights, Tensor first_child, Tensor level_offsets, Tensor labels, int beam, int k)"
+    " -> (Tensor, Tensor, Tensor)",
 )
 def _tree_beam_search(
-    hidden: Tensor, weights: Tensor, first_child: Tensor, level_offsets: Tensor, beam: int, k: int
-) -> tuple[Tensor, Tensor]:
-    return reference.tree_beam_search(hidden, weights, first_child, level_offsets, beam, k, _beam_step)
+    hidden: Tensor, weights: Tensor, first_child: Tensor, level_offsets: Tensor, labels: Tensor, beam: int, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    module = native.cpu()
+    if module is None or not all(t.device.type == "cpu" and t.dtype in NATIVE_SEARCH for t in (hidden, weights)):
+        return reference.tree_beam_search(hidden, weights, first_child, level_offsets, labels, beam, k, step=_beam_step)
+    hidden, weights = hidden.contiguous(), weights.contiguous()
+    scores, leaves, best = _empty_answer(hidden, weights, labels, k)
+    module.tree_beam_search(
+        hidden.data_ptr(),
+        weights.data_ptr(),
+        hidden.dtype == torch.bfloat16,
+        weights.dtype == torch.bfloat16,
+        *hidden.shape,
+        first_child.data_ptr(),
+        level_offsets.data_ptr(),
+        labels.data_ptr(),
+        len(level_offsets) - 1,
+        beam,
+        k,
+        scores.data_ptr(),
+        leaves.data_ptr(),
+        best.data_ptr(),
+        native.instruction_set(),
+        native.threads(),
+    )
+    return scores, leaves, best
+
+
+def _wide(hidden: Tensor, weights: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(hidden.dtype, weights.dtype), torch.float32)
+
+
+def _empty_answer(hidden: Tensor, weights: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (hidden.shape[0], k)
+    return hidden.new_empty(shape, dtype=_wide(hidden, weights)), labels.new_empty(shape), labels.new_empty(shape)
 
 
 @_tree_beam_search.register_fake
 def _(
-    hidden: Tensor, weights: Tensor, first_child: Tensor, level_offsets: Tensor, beam: int, k: int
-) -> tuple[Tensor, Tensor]:
-    shape = (hidden.shape[0], k)
-    return hidden.new_empty(shape, dtype=torch.promote_types(hidden.dtype, torch.float32)), first_child.new_empty(shape)
+    hidden: Tensor, weights: Tensor, first_child: Tensor, level_offsets: Tensor, labels: Tensor, beam: int, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_answer(hidden, weights, labels, k)
 
 
-def _save_search(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    hidden, weights, first_child, level_offsets, _, _ = inputs
-    ctx.save_for_backward(hidden, weights, first_child, *output)
+def _save_search(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, weights, first_child, level_offsets, *_ = inputs
+    scores, leaves, _best = output
+    ctx.save_for_backward(hidden, weights, first_child, scores, leaves)
     ctx.depth = len(level_offsets) - 2
 
 
-def _search_backward(ctx: Any, grad_scores: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _search_backward(ctx: Any, grad_scores: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     # A score is the product of the probabilities on the path from the root; it is walked upwards from the
     # leaf.
     hidden, weights, first_child, scores, nodes = ctx.saved_tensors
-    grad_hidden, grad_weights = torch.zeros_like(hidden), torch.zeros_like(weights)
+    wide = hidden.to(scores.dtype)
+    grad_hidden, grad_weights = torch.zeros_like(wide), torch.zeros_like(weights)
     grad = torch.where(nodes < 0, 0.0, grad_scores * scores)  # (B,k)
     nodes = nodes.clamp(min=1)
     for _level in range(ctx.depth):
-        rows = weights[nodes]  # (B,k,D)
-        logits = torch.einsum("bd,bkd->bk", hidden, rows)
-        grad_logits = (grad * torch.sigmoid(-logits)).to(hidden.dtype)  # d log sigmoid(x) = sigmoid(-x) dx
+        rows = weights[nodes].to(scores.dtype)  # (B,k,D)
+        logits = torch.einsum("bd,bkd->bk", wide, rows)
+        grad_logits = grad * torch.sigmoid(-logits)  # d log sigmoid(x) = sigmoid(-x) dx
         grad_hidden += torch.einsum("bk,bkd->bd", grad_logits, rows)
-        grad_rows = grad_logits[..., None] * hidden[:, None]
+        grad_rows = grad_logits[..., None] * wide[:, None]
         grad_weights.index_add_(0, nodes.flatten(), grad_rows.flatten(0, 1).to(weights.dtype))
         nodes = torch.searchsorted(first_child, nodes, right=True) - 1
-    return grad_hidden, grad_weights, None, None, None, None
+    return grad_hidden.to(hidden.dtype), grad_weights, None, None, None, None, None
 
 
 _tree_beam_search.register_autograd(_search_backward, setup_context=_save_search)

@@ -11,8 +11,14 @@ import torch
 
 from xmplug.errors import KernelError
 
-NATIVE_CPU = ("label_attention", "beam_step", "ranking_metrics", "build_label_tree", "sparse_adam_step")
-REFERENCE_ONLY = ("tree_beam_search",)
+OPERATIONS = (
+    "label_attention",
+    "beam_step",
+    "tree_beam_search",
+    "ranking_metrics",
+    "build_label_tree",
+    "sparse_adam_step",
+)
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")  # in the order of csrc/cpu/instruction_sets.h
 
 
@@ -49,15 +55,12 @@ def cpu() -> ModuleType | None:
 def kernels() -> dict[str, str]:
     """What runs each operation: `native cpu`, or `reference (why)`."""
     if cpu() is not None:
-        others = "native cpu"
+        state = "native cpu"
     elif os.environ.get("XMPLUG_KERNELS") == "reference":
-        others = "reference (XMPLUG_KERNELS=reference)"
+        state = "reference (XMPLUG_KERNELS=reference)"
     else:
-        others = f"reference (native kernels do not load: {_load()})"
-    return {
-        **dict.fromkeys(NATIVE_CPU, others),
-        **dict.fromkeys(REFERENCE_ONLY, "reference (PyTorch; no native kernel yet)"),
-    }
+        state = f"reference (native kernels do not load: {_load()})"
+    return dict.fromkeys(OPERATIONS, state)
 
 
 def instruction_set() -> int:

@@ -6,6 +6,7 @@ of `xmplug.ops` document the arguments and check them; here they are as the kern
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -104,13 +105,14 @@ def tree_beam_search(
     weights: Tensor,
     first_child: Tensor,
     level_offsets: Tensor,
+    labels: Tensor,
     beam: int,
     k: int,
     step: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, ...]] = beam_step,
-) -> tuple[Tensor, Tensor]:
-    """The k best scores (B,k) and their leaves (B,k), as nodes of the tree; `step` is the beam_step to
-    use."""
-    wide = torch.promote_types(hidden.dtype, torch.float32)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best scores (B,k), their leaves (B,k), as nodes of the tree, and their labels (B,k); `step` is
+    the beam_step to use."""
+    wide = functools.reduce(torch.promote_types, (hidden.dtype, weights.dtype, torch.float32))
     scores = hidden.new_ones((len(hidden), 1), dtype=wide)  # (B,beam)
     nodes = torch.zeros_like(scores, dtype=torch.int64)  # (B,beam)
     offsets, counts = level_offsets.tolist(), first_child.diff()
@@ -118,9 +120,9 @@ def tree_beam_search(
         most = int(counts[begin:end].max())
         children = expand_children(nodes, first_child, most)  # (B,beam*most)
         parents = scores.repeat_interleave(most, dim=1)
-        logits = torch.einsum("bd,bcd->bc", hidden, weights[children.clamp(min=0)])
-        scores, nodes, _ = step(logits.to(wide), children, parents, k if end == offsets[-2] else beam)
-    return scores, nodes
+        logits = torch.einsum("bd,bcd->bc", hidden.to(wide), weights[children.clamp(min=0)].to(wide))
+        scores, nodes, _ = step(logits, children, parents, k if end == offsets[-2] else beam)
+    return scores, nodes, labels[(nodes - offsets[-2]).clamp(min=0)].masked_fill(nodes < 0, -1)
 
 
 def expand_children(nodes: Tensor, first_child: Tensor, most: int) -> Tensor:
