@@ -465,11 +465,11 @@ def dev_metrics(
         counts = np.zeros(truth.shape[1], np.int64)
         counts[: len(model.task.labels)] = model.task.labels.counts
     else:
-        top = ranked.nodes.astype(np.int64)
+        top = ranked.nodes
         truth = model.structure.level_targets(level, dev.targets[:, : model.task.num_labels].tocsr())
         counts = np.asarray(model.structure.level_targets(level, train_labels).sum(axis=0)).ravel()
     weights = inverse_propensity(counts, model.task.labels.num_documents) if name.startswith("PS") else None
-    values = ranking_metrics(top, truth.indptr.astype(np.int64), truth.indices.astype(np.int64), weights, ks)
+    values = ranking_metrics(top, truth.indptr, truth.indices, weights, ks)
     return {key: round(value, 6) for key, value in values.items()}
 
 

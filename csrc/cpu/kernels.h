@@ -22,6 +22,7 @@ void label_attention_backward(const AttentionInput& in, const void* grad, const 
 // The k best of each row's nodes by score = sigmoid(logit) * parent, best first, ties by smaller node. A negative node
 // is padding; a node that is there twice is taken once, with its best score. A score that is not above 0, NaN included,
 // is 0. `columns` says where in the row each came from. Places without a node get score 0, node -1, column -1.
+// For float32, `width` must be below 2^31.
 void beam_step(const float* logits, const int64_t* nodes, const float* parents, int64_t rows, int64_t width, int64_t k,
                float* scores, int64_t* best, int64_t* columns, InstructionSet set, int threads);
 void beam_step(const double* logits, const int64_t* nodes, const double* parents, int64_t rows, int64_t width,
@@ -30,7 +31,8 @@ void beam_step(const double* logits, const int64_t* nodes, const double* parents
 // A beam search in a label tree (xmplug.ops.LabelTree): from the root down, of each level the `beam` best nodes by
 // score = product of the sigmoids of hidden . weights[node] on the path are kept and their children scored; of the
 // leaves the k best, in the order and with the missing places of beam_step. Hidden vectors (texts, width) and weights
-// (nodes, width) are float32 or bfloat16, sums float32. A text's result does not depend on the other texts.
+// (nodes, width) are float32 or bfloat16, sums float32. A text's result does not depend on the other texts. There
+// must be fewer than 2^31 nodes.
 struct TreeSearch {
   const char* hidden;
   const char* weights;

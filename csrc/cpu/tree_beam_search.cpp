@@ -30,7 +30,7 @@ template <class T>
 class Buffer {
  public:
   T* sized(int64_t size) {
-    if (size > size_) {
+    if (!data_ || size > size_) {
       data_.reset();
       data_.reset(new T[static_cast<size_t>(size)]);
       size_ = size;

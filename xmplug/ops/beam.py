@@ -12,6 +12,7 @@ from xmplug.ops import native, reference
 from xmplug.ops.tree import LabelTree
 
 NATIVE_SEARCH = (torch.float32, torch.bfloat16)
+NATIVE_PLACES = 2**31  # of the candidates of a text there must be fewer
 
 
 def beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,7 @@ def beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> t
 )
 def _beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     module = native.cpu()
-    if module is None or logits.device.type != "cpu":
+    if module is None or logits.device.type != "cpu" or logits.shape[1] >= NATIVE_PLACES:
         return reference.beam_step(logits, nodes, parent_scores, k)
     logits, nodes, parent_scores = logits.contiguous(), nodes.contiguous(), parent_scores.contiguous()
     scores, best, columns = _empty_beam(logits, nodes, k)
@@ -132,8 +133,10 @@ def _tree_beam_search(
     hidden: Tensor, weights: Tensor, first_child: Tensor, level_offsets: Tensor, labels: Tensor, beam: int, k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     module = native.cpu()
-    if module is None or not all(t.device.type == "cpu" and t.dtype in NATIVE_SEARCH for t in (hidden, weights)):
-        return reference.tree_beam_search(hidden, weights, first_child, level_offsets, labels, beam, k, step=_beam_step)
+    on_cpu = hidden.device.type == weights.device.type == "cpu"
+    known = hidden.dtype in NATIVE_SEARCH and weights.dtype in NATIVE_SEARCH and len(weights) < NATIVE_PLACES
+    if module is None or not (on_cpu and known):
+        return reference.tree_beam_search(hidden, weights, first_child, level_offsets, labels, beam, k, _beam_step)
     hidden, weights = hidden.contiguous(), weights.contiguous()
     scores, leaves, best = _empty_answer(hidden, weights, labels, k)
     module.tree_beam_search(
