@@ -205,7 +205,7 @@ def test_step_operator_registration() -> None:
     logits, nodes, parents = random_step(3, 8)
     for dtype in (torch.float32, torch.float64):
         inputs = (logits.to(dtype).requires_grad_(), nodes, parents.to(dtype).requires_grad_(), 4)
-        torch.library.opcheck(beam._beam_step, inputs)
+        torch.library.opcheck(torch.ops.xmplug.beam_step.default, inputs)
 
 
 @either
@@ -311,7 +311,7 @@ def test_search_operator_registration(hidden_type: torch.dtype, weights_type: to
     arrays = [torch.from_numpy(array) for array in (TREE.first_child, TREE.level_offsets, TREE.labels)]
     hidden = torch.randn(3, 4, generator=generator).to(hidden_type).requires_grad_()
     weights = torch.randn(TREE.num_nodes, 4, generator=generator).to(weights_type).requires_grad_()
-    torch.library.opcheck(beam._tree_beam_search, (hidden, weights, *arrays, 2, 3))
+    torch.library.opcheck(torch.ops.xmplug.tree_beam_search.default, (hidden, weights, *arrays, 2, 3))
 
 
 def ragged_tree(rng: np.random.Generator, depth: int, most: int) -> ops.LabelTree:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from xmplug.errors import KernelError
 from xmplug.ops import native, reference
+from xmplug.ops.operators import operator
 
 
 @torch.no_grad()
@@ -62,11 +63,9 @@ def sparse_adam_step(
     _sparse_adam_step(weight, rows, grad, exp_avg, exp_avg_sq, step, learning_rate, *betas, eps)
 
 
-@torch.library.custom_op(
-    "xmplug::sparse_adam_step",
-    mutates_args=("weight", "exp_avg", "exp_avg_sq"),
-    schema="(Tensor(a!) weight, Tensor rows, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, SymInt step, "
-    "float learning_rate, float beta1, float beta2, float eps) -> ()",
+@operator(
+    "sparse_adam_step(Tensor(a!) weight, Tensor rows, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) "
+    "exp_avg_sq, SymInt step, float learning_rate, float beta1, float beta2, float eps) -> ()"
 )
 def _sparse_adam_step(
     weight: Tensor,
@@ -103,6 +102,8 @@ def _sparse_adam_step(
             *factors,
             native.threads(),
         )
+    # So that a backward pass that needs what was here before says so, and does not compute with what is here now.
+    torch.autograd.graph.increment_version((weight, exp_avg, exp_avg_sq))
     if not done:
         raise KernelError(
             f"sparse_adam_step needs rows from 0 to {len(weight) - 1}, ascending, each once; "

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from xmplug.errors import KernelError
 from xmplug.ops import native, reference
+from xmplug.ops.operators import operator
 
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -55,11 +56,7 @@ def label_attention(
     return _label_attention(states, mask, queries, candidates, sparse_grad)
 
 
-@torch.library.custom_op(
-    "xmplug::label_attention",
-    mutates_args=(),
-    schema="(Tensor states, Tensor mask, Tensor queries, Tensor? candidates, bool sparse_grad) -> Tensor",
-)
+@operator("label_attention(Tensor states, Tensor mask, Tensor queries, Tensor? candidates, bool sparse_grad) -> Tensor")
 def _label_attention(
     states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None, sparse_grad: bool
 ) -> Tensor:
@@ -106,11 +103,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _label_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-@torch.library.custom_op(
-    "xmplug::label_attention_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor states, Tensor mask, Tensor queries, Tensor? candidates, Tensor? rows)"
-    " -> (Tensor, Tensor)",
+@operator(
+    "label_attention_backward(Tensor grad, Tensor states, Tensor mask, Tensor queries, Tensor? "
+    "candidates, Tensor? rows) -> (Tensor, Tensor)"
 )
 def _label_attention_backward(
     grad: Tensor, states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None, rows: Tensor | None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from xmplug.errors import KernelError
 from xmplug.ops import native, reference
+from xmplug.ops.operators import operator
 from xmplug.ops.tree import LabelTree
 
 NATIVE_SEARCH = (torch.float32, torch.bfloat16)
@@ -41,11 +42,7 @@ def beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> t
     return scores.to(dtype), best
 
 
-@torch.library.custom_op(
-    "xmplug::beam_step",
-    mutates_args=(),
-    schema="(Tensor logits, Tensor nodes, Tensor parent_scores, int k) -> (Tensor, Tensor, Tensor)",
-)
+@operator("beam_step(Tensor logits, Tensor nodes, Tensor parent_scores, int k) -> (Tensor, Tensor, Tensor)")
 def _beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     module = native.cpu()
     if module is None or logits.device.type != "cpu" or logits.shape[1] >= NATIVE_PLACES:
@@ -123,11 +120,9 @@ def tree_beam_search(hidden: Tensor, weights: Tensor, tree: LabelTree, beam: int
     return scores, best
 
 
-@torch.library.custom_op(
-    "xmplug::tree_beam_search",
-    mutates_args=(),
-    schema="(Tensor hidden, Tensor weights, Tensor first_child, Tensor level_offsets, Tensor labels, int beam, int k)"
-    " -> (Tensor, Tensor, Tensor)",
+@operator(
+    "tree_beam_search(Tensor hidden, Tensor weights, Tensor first_child, Tensor level_offsets, Tensor "
+    "labels, int beam, int k) -> (Tensor, Tensor, Tensor)"
 )
 def _tree_beam_search(
     hidden: Tensor, weights: Tensor, first_child: Tensor, level_offsets: Tensor, labels: Tensor, beam: int, k: int
