@@ -156,7 +156,7 @@ def per_text(given: Inputs) -> Tensor:
         out = given.states.new_empty(len(given.states), labels, given.states.shape[2])
         for b, length in enumerate(given.lengths):
             states = given.states[b, :length]
-            queries = given.queries if given.candidates is None else given.queries[given.candidates[b]]
+            queries = given.queries if given.candidates is None else given.queries.index_select(0, given.candidates[b])
             torch.mm(torch.softmax(queries @ states.T, -1), states, out=out[b])
         return out
     queries = rows(given)
