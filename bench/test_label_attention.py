@@ -117,21 +117,26 @@ def rows(given: Inputs) -> Tensor:
     return functional.embedding(given.candidates, given.queries, sparse=True)  # (B,C,D)
 
 
-def attend(queries: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+def attend(states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None) -> Tensor:
     """As AttentionXML writes it."""
-    scores = (states @ queries.T).transpose(1, 2) if queries.ndim == 2 else queries @ states.transpose(1, 2)
-    return scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1) @ states
+    if candidates is None:
+        weights = (states @ queries.T).transpose(1, 2)
+    else:
+        weights = functional.embedding(candidates, queries, sparse=True) @ states.transpose(1, 2)
+    weights = weights.masked_fill(~mask[:, None], -torch.inf)
+    weights = weights.softmax(-1)
+    return weights @ states
 
 
 def padded(given: Inputs) -> Tensor:
-    return attend(rows(given), given.states, given.mask)
+    return attend(given.states, given.mask, given.queries, given.candidates)
 
 
 compiled_attend = torch.compile(attend, dynamic=False)
 
 
 def compiled(given: Inputs) -> Tensor:
-    return compiled_attend(rows(given), given.states, given.mask)
+    return compiled_attend(given.states, given.mask, given.queries, given.candidates)
 
 
 def sdpa(given: Inputs) -> Tensor:
@@ -151,7 +156,7 @@ def per_text(given: Inputs) -> Tensor:
         out = given.states.new_empty(len(given.states), labels, given.states.shape[2])
         for b, length in enumerate(given.lengths):
             states = given.states[b, :length]
-            queries = given.queries if given.candidates is None else given.queries[given.candidates[b]]
+            queries = given.queries if given.candidates is None else given.queries.index_select(0, given.candidates[b])
             torch.mm(torch.softmax(queries @ states.T, -1), states, out=out[b])
         return out
     queries = rows(given)
