@@ -40,7 +40,7 @@ double nanoseconds(const AttentionInput& in, double products) {
 class Groups {
  public:
   Groups(const AttentionInput& in, const int64_t* rows, int64_t num_rows, int threads)
-      : count_(std::max<int64_t>(1, std::min(kGroups, in.width / 64))),
+      : count_(std::max<int64_t>(1, std::min(kGroups, in.width / 128))),
         candidates_(static_cast<size_t>(in.batch * in.width)),
         begin_(static_cast<size_t>(in.batch * (count_ + 1))) {
     std::vector<int64_t> sizes(static_cast<size_t>(in.batch));
