@@ -45,6 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 peaks: dict[str, dict[str, float]] = {}
+load_before = os.getloadavg()[0]
 
 
 def measure_peaks() -> None:
@@ -63,7 +64,7 @@ def _peaks() -> Iterator[None]:
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
-    machine_info.update(machine.describe(), peaks=peaks)
+    machine_info.update(machine.describe(), peaks=peaks, load=load_before)
 
 
 def with_kernels(which: str, call: Callable[[], Any]) -> Callable[[], Any]:
