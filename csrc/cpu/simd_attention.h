@@ -21,13 +21,13 @@ namespace {
 constexpr int kRows = 6;                           // the micro-kernel's tile: 6 rows of
 constexpr int kVectors = kSet >= kAvx512 ? 4 : 2;  // so many vectors, which with the operands just fit the registers
 constexpr int kPanel = kVectors * kLanes;
-constexpr int kTile = 96;    // candidates; a multiple of kRows
-constexpr int kBlock = 128;  // words
+constexpr int kTile = 96;  // candidates; a multiple of kRows
 
 XMPLUG_INLINE int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 struct Floats {
   static constexpr int kPerWord = 1;
+  static constexpr int64_t kBlock = 128;
   typedef float Element;
   static XMPLUG_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
   static XMPLUG_INLINE Vec words(Vec first, Vec) { return first; }
@@ -36,6 +36,7 @@ struct Floats {
 #ifdef __AVX512BF16__
 struct Pairs {
   static constexpr int kPerWord = 2;
+  static constexpr int64_t kBlock = 4096;  // the factors are rounded far more coarsely
   typedef BFloat16 Element;
   static XMPLUG_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
     return bits_as<Vec>(_mm512_dpbf16_ps(bits_as<__m512>(c), bits_as<__m512bh>(a), bits_as<__m512bh>(b)));
@@ -64,13 +65,13 @@ template <int N>
 struct Count {};
 
 // sums[m][n] += rows [row, row + kRows) of `left` times the N vectors of columns of `right` from `vector` on. Sums of
-// kBlock words are made first and then added up, which keeps the rounding errors of long sums small.
+// Words::kBlock words are made first and then added up, which keeps the rounding errors of long sums small.
 template <class Words, int N>
 XMPLUG_INLINE void multiply(Vec (&sums)[kRows][N], Left left, int64_t row, Right right, int64_t vector) {
   const float* a = left.data + row * left.row;
   const float* b = right.panel(vector);
-  for (int64_t begin = 0; begin < right.depth; begin += kBlock) {
-    const int64_t depth = right.depth - begin < kBlock ? right.depth - begin : kBlock;
+  for (int64_t begin = 0; begin < right.depth; begin += Words::kBlock) {
+    const int64_t depth = right.depth - begin < Words::kBlock ? right.depth - begin : Words::kBlock;
     Vec block[kRows][N] = {};
     for (int64_t k = 0; k < depth; ++k, a += left.step, b += kPanel) {
       Vec columns[N];
