@@ -32,6 +32,20 @@ class Workspaces {
   std::unique_ptr<char, Delete> memory_;
 };
 
+// The texts, longest first: what is left to the end is short, so that no thread waits long for another.
+std::vector<int64_t> longest_first(const AttentionInput& in) {
+  std::vector<int64_t> tokens(static_cast<size_t>(in.batch)), texts(static_cast<size_t>(in.batch));
+  for (int64_t text = 0; text < in.batch; ++text) {
+    const bool* mask = in.mask + text * in.tokens;
+    tokens[static_cast<size_t>(text)] = std::count(mask, mask + in.tokens, true);
+    texts[static_cast<size_t>(text)] = text;
+  }
+  std::stable_sort(texts.begin(), texts.end(), [&](int64_t a, int64_t b) {
+    return tokens[static_cast<size_t>(a)] > tokens[static_cast<size_t>(b)];
+  });
+  return texts;
+}
+
 double nanoseconds(const AttentionInput& in, double products) {
   return products * 0.02 * static_cast<double>(in.tokens) * static_cast<double>(in.size);
 }
@@ -116,16 +130,18 @@ class Groups {
 
 void label_attention(const AttentionInput& in, void* out, int set, int threads) {
   const auto& kernels = kernels_for<AttentionKernels>(static_cast<InstructionSet>(set));
-  // Whole texts where there are enough of them for all threads, else blocks of tiles.
-  const int64_t wanted = in.batch == 0 ? 1 : (4 * threads + in.batch - 1) / in.batch;
+  // Blocks of tiles, enough of them that all threads end at about the same time.
+  const int64_t wanted = in.batch == 0 ? 1 : (16 * threads + in.batch - 1) / in.batch;
   const int64_t tiles = (in.width + kernels.tile - 1) / kernels.tile;
   const int64_t block = std::max<int64_t>(1, tiles / wanted) * kernels.tile;
   const int64_t blocks = (in.width + block - 1) / block;
   threads = useful_threads(in.batch * blocks, nanoseconds(in, 2.0 * static_cast<double>(block)), threads);
+  const std::vector<int64_t> texts = longest_first(in);
   Workspaces workspaces(threads, kernels.workspace(in, false));
   parallel_for(in.batch * blocks, 1, threads, [&](int worker, int64_t task, int64_t) {
     const int64_t begin = task % blocks * block;
-    kernels.forward(in, task / blocks, begin, std::min(in.width, begin + block), out, workspaces.of(worker));
+    const int64_t text = texts[static_cast<size_t>(task / blocks)];
+    kernels.forward(in, text, begin, std::min(in.width, begin + block), out, workspaces.of(worker));
   });
 }
 
@@ -141,12 +157,14 @@ void label_attention_backward(const AttentionInput& in, const void* grad, const 
   const double work = nanoseconds(in, 7.0 * static_cast<double>(in.batch * in.width) / static_cast<double>(rounds));
   threads = static_cast<int>(std::min<int64_t>(std::min(text_groups, groups.count()),
                                                useful_threads(kGroups, work / static_cast<double>(kGroups), threads)));
+  const std::vector<int64_t> texts = longest_first(in);
   Workspaces workspaces(threads, kernels.workspace(in, true));
   for (int64_t round = 0; round < rounds; ++round) {
     parallel_for(rounds, 1, threads, [&](int worker, int64_t task, int64_t) {
       const int64_t group = (task + round) % rounds;
       if (task >= text_groups || group >= groups.count()) return;
-      for (int64_t text = in.batch * task / text_groups; text < in.batch * (task + 1) / text_groups; ++text) {
+      for (int64_t i = in.batch * task / text_groups; i < in.batch * (task + 1) / text_groups; ++i) {
+        const int64_t text = texts[static_cast<size_t>(i)];
         const int64_t begin = groups.begin(text, group);
         kernels.backward(in, text, groups.candidate(begin), groups.begin(text, group + 1) - begin, grad, grad_states,
                          grad_queries, workspaces.of(worker));
