@@ -39,6 +39,14 @@ def xmplug_label_structures() -> Iterable[Component]:  # type: ignore[empty-body
 
 
 @hookspec
+def xmplug_label_contexts() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Components that say which label texts inform the scores of a text (`xmplug.interfaces.LabelContext`).
+
+    Called once, when plugins are loaded. All plugins' answers are put together.
+    """
+
+
+@hookspec
 def xmplug_fusions() -> Iterable[Component]:  # type: ignore[empty-body]
     """Components that score texts against labels (`xmplug.interfaces.Fusion`).
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ import torch
 from .data import TokenStore
 from .data.batches import inference_order, make_batch
 from .errors import ConfigError
-from .interfaces import Shortlist
-from .model import Model
+from .interfaces import Batch, Encoder, Neighbour, Shortlist
+from .model import LevelModel, Model
 from .ops import beam_step
 
 _CHUNK = 2048
@@ -39,10 +40,15 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A prediction with the words that carried most of its attention: (word, start, end, weight), best first."""
+    """What carried a prediction.
+
+    words: those with most of its attention, (word, start, end, weight), best first. neighbours: the training documents
+    like the text that contribute the label, nearest first. Either is empty where the method has none.
+    """
 
     prediction: Prediction
     words: list[tuple[str, int, int, float]]
+    neighbours: list[Neighbour]
 
 
 def device() -> torch.device:
@@ -73,8 +79,11 @@ def rank_level(
     store: TokenStore,
     above: Ranked | None,
     k: int,
+    training: bool = False,
 ) -> Ranked:
     """The `k` best nodes of `level` for each text of `store`, given those of the level above.
+
+    training: the texts are the training documents.
 
     A node's score is its probability: sigmoid of its logit times the score of its parent (AttentionXML eq. 1).
     """
@@ -87,14 +96,14 @@ def rank_level(
     where = device()
     try:
         for places in inference_order(store.lengths, batch_size):
-            batch = make_batch(store, places).to(where)
+            batch = make_batch(store, places, training).to(where)
             nodes = scores = None
             if above is not None:
                 nodes = torch.from_numpy(above.nodes[places].astype(np.int64)).to(where)
                 scores = torch.from_numpy(above.scores[places]).to(where)
             shortlist = model.structure.shortlist(level, batch, nodes, scores)
             with autocast(model.config.training.precision):
-                logits = module(batch, shortlist).logits.float()  # (B,C)
+                logits = model.score(level, batch, shortlist).logits.float()  # (B,C)
             if shortlist.nodes is None:
                 best, found = logits.sigmoid().topk(k)
             else:
@@ -162,30 +171,47 @@ class Tagger:
             yield from self.predict(chunk, k, threshold)
 
     def explain(self, text: str, k: int = 5, words: int = 6) -> list[Explanation]:
-        """The `k` best labels of one text, each with the `words` words that carried most of its attention.
+        """The `k` best labels of one text, each with the `words` words that carried most of its attention, and with
+        the training documents that contribute it to the text's label scope.
 
-        An ensemble is explained by its first member. Raises ConfigError when the method has no attention.
+        An ensemble is explained by its first member. Raises ConfigError when the method has neither.
         """
-        model = self.models[0]
-        last = model.structure.num_levels - 1
-        module = model.level(last).eval()
-        encoder = module.encoder
-        store = TokenStore.of_texts(encoder.tokenizer, [text], encoder.max_tokens)
+        module, batch, encoder = self._one(text)
+        neighbours = self.neighbours(text)
         predictions = self.predict([text], k)[0]
-        batch = make_batch(store, np.zeros(1, np.int64)).to(device())
-        leaves = np.argsort(model.structure.leaf_labels())
-        nodes = [[int(leaves[self.labels.index(prediction.label)]) for prediction in predictions]]
+        labels = [self.labels.index(prediction.label) for prediction in predictions]
+        leaves = np.argsort(self.models[0].structure.leaf_labels())[labels]
         with torch.no_grad():
-            shortlist = Shortlist(nodes=torch.tensor(nodes, dtype=torch.int64, device=batch.tokens.device))
+            shortlist = Shortlist(nodes=torch.tensor(leaves[None], dtype=torch.int64, device=batch.tokens.device))
             weights = module.fusion.attention(encoder(batch), shortlist)  # (1,C,T)
-        if weights is None:
-            fusion = model.config.components["fusion"].id
-            raise ConfigError(f"--explain needs attention, and the fusion {fusion!r} has none")
-        spans = encoder.tokenizer.spans(text)[: store.lengths[0]]
+        if weights is None and neighbours is None:
+            config = self.models[0].config
+            raise ConfigError(
+                f"--explain needs attention or neighbours; the fusion {config.components['fusion'].id!r} has no "
+                f"attention to words, the label context {config.components['label_context'].id!r} no neighbours"
+            )
+        spans = encoder.tokenizer.spans(text)[: int(batch.lengths[0])]
+        carried: Any = [[]] * len(labels) if weights is None else weights[0].float().cpu().numpy()
         return [
-            Explanation(prediction, _heaviest(text, spans, row, words))
-            for prediction, row in zip(predictions, weights[0].float().cpu().numpy())
+            Explanation(
+                prediction,
+                _heaviest(text, spans, row, words) if len(row) else [],
+                [found for found in neighbours or [] if label in found.labels + found.inferred],
+            )
+            for prediction, label, row in zip(predictions, labels, carried)
         ]
+
+    def neighbours(self, text: str) -> list[Neighbour] | None:
+        """The training documents whose labels inform the scores of `text`, nearest first; None where none do."""
+        found = self.models[0].context.neighbours(self._one(text)[1])
+        return None if found is None else found[0]
+
+    def _one(self, text: str) -> tuple[LevelModel, Batch, Encoder]:
+        """The last level of the first model, `text` as a batch, and the encoder for it."""
+        model = self.models[0]
+        module = model.level(model.structure.num_levels - 1).eval()
+        store = TokenStore.of_texts(module.encoder.tokenizer, [text], module.encoder.max_tokens)
+        return module, make_batch(store, np.zeros(1, np.int64)).to(device()), module.encoder
 
     def _prediction(self, label: int, score: float) -> Prediction:
         return Prediction(self.labels.ids[label], self.labels.names[label], float(score))

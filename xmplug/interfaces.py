@@ -1,6 +1,7 @@
-"""What fills the four slots, and what flows between them.
+"""What fills the slots, and what flows between them.
 
     tokens (B,T) -> Encoder -> Encoded -> LabelStructure -> Shortlist -> Fusion -> Scores -> Loss, or the top k
+                       LabelContext -> LabelTexts -> Encoder ----------^
 
 B texts in a batch, T tokens in the longest of them, D numbers in a text vector, C candidates for a text. A structure
 has one level (flat) or several (tree); training and inference walk them from the top, so that any encoder, fusion and
@@ -41,7 +42,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some texts. index (B,) int64: their places in the split; tokens (B,T) int64, 0 behind the end; lengths (B,)."""
+    """Some texts. index (B,) int64: their places in the split; tokens (B,T) int64, 0 behind the end; lengths (B,).
+
+    training: these are training documents, whatever is done with them: what looks for like documents among those of
+    training must leave each one itself out, or its own labels leak.
+    """
 
     index: Tensor
     tokens: Tensor
@@ -73,12 +78,40 @@ class Shortlist:
 
     nodes (B,C) int64, -1 = padding, or None: every node of the level, in order.
     prior (B,C) float: probability of each candidate's parent, or None: 1.
-    context: label context by name, for fusions that ask for it.
     """
 
     nodes: Tensor | None = None
     prior: Tensor | None = None
-    context: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelTexts:
+    """Texts of labels that inform the scores of B texts.
+
+    texts: U label texts, each once. members (B,K) int64: the places among them of those that inform each text,
+    -1 = none. weights (B,K) float32: how much each counts beside the others of its text, 0 where there is none.
+    encoded: what the model's encoder makes of the U texts; None until it has read them.
+    """
+
+    texts: Batch
+    members: Tensor
+    weights: Tensor
+    encoded: Encoded | None = None
+
+    def to(self, device: torch.device) -> LabelTexts:
+        return LabelTexts(self.texts.to(device), self.members.to(device), self.weights.to(device))
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A training document that is like a text. similarity: their cosine. labels: the document's (places in the
+    label set); inferred: further labels that it contributes, such as the parents of its own."""
+
+    document: str
+    beginning: str
+    similarity: float
+    labels: tuple[int, ...]
+    inferred: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +173,10 @@ class Encoder(nn.Module, ABC):
     def save(self, folder: Path) -> None:
         """Write what `restore` needs besides the weights."""
 
+    def word_vectors(self) -> Tensor | None:
+        """(V,D') for each token id a vector that does not depend on its neighbours, or None where there is none."""
+        return None
+
     @abstractmethod
     def forward(self, batch: Batch) -> Encoded:
         """Encode B texts. A text's result must not depend on padding or on its neighbours in the batch."""
@@ -186,6 +223,35 @@ class LabelStructure(ABC):
         """(level_size(last),) int64: the label that each node of the last level stands for."""
 
 
+class LabelContext(ABC):
+    """Says which label texts inform the scores of a text; the encoder reads them, and the fusion gets both."""
+
+    notes: tuple[str, ...] = ()
+    """What the user should know of it, a line each; said once, when it has been fitted."""
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, config: Any, corpus: Corpus, encoder: Encoder) -> LabelContext:
+        """A new context for these training texts and their labels."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, config: Any, folder: Path, task: Task, encoder: Encoder) -> LabelContext:
+        """The context that `save` wrote into `folder`. The encoder's weights are not loaded yet."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what `restore` needs."""
+
+    @abstractmethod
+    def label_texts(self, batch: Batch) -> LabelTexts | None:
+        """The label texts that inform each text of the batch; None where the method has none."""
+
+    def neighbours(self, batch: Batch) -> list[list[Neighbour]] | None:
+        """For each text the training documents that its label texts come from; None where they come from none."""
+        return None
+
+
 class Fusion(nn.Module, ABC):
     """Scores texts against the nodes of one level."""
 
@@ -198,8 +264,8 @@ class Fusion(nn.Module, ABC):
         """A new fusion for encoded vectors of length `size` and a level of `num_nodes` nodes."""
 
     @abstractmethod
-    def forward(self, encoded: Encoded, shortlist: Shortlist) -> Scores:
-        """Logits (B,C) of the candidates; padded candidates may have any finite logit."""
+    def forward(self, encoded: Encoded, shortlist: Shortlist, labels: LabelTexts | None = None) -> Scores:
+        """Logits (B,C) of the candidates; padded candidates may have any finite logit. labels: read by the encoder."""
 
     def attention(self, encoded: Encoded, shortlist: Shortlist) -> Tensor | None:
         """(B,C,T): the weight of each token in each candidate's score, or None where the method has none."""

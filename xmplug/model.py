@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,18 @@ from torch import nn
 
 from .config import RunConfig
 from .data import Corpus
-from .interfaces import Batch, Encoder, Fusion, LabelStructure, Loss, Scores, Shortlist, Task
+from .interfaces import (
+    Batch,
+    Encoder,
+    Fusion,
+    LabelContext,
+    LabelStructure,
+    LabelTexts,
+    Loss,
+    Scores,
+    Shortlist,
+    Task,
+)
 
 
 class LevelModel(nn.Module):
@@ -20,8 +32,10 @@ class LevelModel(nn.Module):
         super().__init__()
         self.encoder, self.fusion = encoder, fusion
 
-    def forward(self, batch: Batch, shortlist: Shortlist) -> Scores:
-        return self.fusion(self.encoder(batch), shortlist)
+    def forward(self, batch: Batch, shortlist: Shortlist, labels: LabelTexts | None = None) -> Scores:
+        if labels is not None:
+            labels = replace(labels, encoded=self.encoder(labels.texts))
+        return self.fusion(self.encoder(batch), shortlist, labels)
 
 
 class Model(nn.Module):
@@ -29,9 +43,11 @@ class Model(nn.Module):
 
     levels: nn.ModuleList
 
-    def __init__(self, config: RunConfig, task: Task, encoder: Encoder, structure: LabelStructure):
+    def __init__(
+        self, config: RunConfig, task: Task, encoder: Encoder, structure: LabelStructure, context: LabelContext
+    ):
         super().__init__()
-        self.config, self.task, self.structure = config, task, structure
+        self.config, self.task, self.structure, self.context = config, task, structure, context
         self.loss: Loss = config.components["loss"].resolve().build(config.options["loss"], task)
         self.levels = nn.ModuleList([LevelModel(encoder, self._fusion(0, encoder.size))])
 
@@ -41,23 +57,26 @@ class Model(nn.Module):
         torch.manual_seed(config.training.seed)
         structure = config.components["label_structure"].resolve().fit(config.options["label_structure"], corpus)
         encoder = config.components["encoder"].resolve().fit(config.options["encoder"], corpus)
-        return cls(config, corpus.task, encoder, structure)
+        context = config.components["label_context"].resolve().fit(config.options["label_context"], corpus, encoder)
+        return cls(config, corpus.task, encoder, structure, context)
 
     @classmethod
     def restore(cls, config: RunConfig, task: Task, folder: Path) -> Model:
         """The model whose files `save_parts` wrote into `folder`, with its first level; weights are loaded later."""
-        structure = config.components["label_structure"].resolve()
-        encoder = config.components["encoder"].resolve()
-        return cls(
-            config,
-            task,
-            encoder.restore(config.options["encoder"], folder / "encoder"),
-            structure.restore(config.options["label_structure"], folder / "label_structure", task),
-        )
+        options, parts = config.options, {slot: component.resolve() for slot, component in config.components.items()}
+        encoder = parts["encoder"].restore(options["encoder"], folder / "encoder")
+        structure = parts["label_structure"].restore(options["label_structure"], folder / "label_structure", task)
+        context = parts["label_context"].restore(options["label_context"], folder / "label_context", task, encoder)
+        return cls(config, task, encoder, structure, context)
 
     def save_parts(self, folder: Path) -> None:
-        """Write what the encoder and the structure need besides the weights, each into a folder of its own."""
-        for name, part in (("encoder", self.level(0).encoder), ("label_structure", self.structure)):
+        """Write what encoder, structure and context need besides the weights, each into a folder of its own."""
+        parts: dict[str, Encoder | LabelStructure | LabelContext] = {
+            "encoder": self.level(0).encoder,
+            "label_structure": self.structure,
+            "label_context": self.context,
+        }
+        for name, part in parts.items():
             (folder / name).mkdir(parents=True, exist_ok=True)
             part.save(folder / name)
 
@@ -66,6 +85,12 @@ class Model(nn.Module):
         module = self.levels[level]
         assert isinstance(module, LevelModel)
         return module
+
+    def score(self, level: int, batch: Batch, shortlist: Shortlist) -> Scores:
+        """Scores of the candidates at `level`, with the label texts that inform them."""
+        labels = self.context.label_texts(batch)
+        scores: Scores = self.level(level)(batch, shortlist, None if labels is None else labels.to(batch.tokens.device))
+        return scores
 
     def add_level(self) -> None:
         """Make the next level. Encoder and shared weights of the fusion continue from the level above; the weights

@@ -26,6 +26,7 @@ from .recipe import SLOTS, Component, Recipe, Slot
 _HOOKS: dict[Slot, str] = {
     "encoder": "xmplug_encoders",
     "label_structure": "xmplug_label_structures",
+    "label_context": "xmplug_label_contexts",
     "fusion": "xmplug_fusions",
     "loss": "xmplug_losses",
 }

@@ -1,4 +1,4 @@
-"""What a plugin declares: components for the four slots, and recipes that put them together as a method.
+"""What a plugin declares: components for the slots, and recipes that put them together as a method.
 
 Torch-free: a component names its implementation by a string, which is imported only when it has been chosen.
 """
@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from .errors import PluginError
 
-Slot = Literal["encoder", "label_structure", "fusion", "loss"]
-SLOTS: tuple[Slot, ...] = ("encoder", "label_structure", "fusion", "loss")
+Slot = Literal["encoder", "label_structure", "label_context", "fusion", "loss"]
+SLOTS: tuple[Slot, ...] = ("encoder", "label_structure", "label_context", "fusion", "loss")
 
 
 class ComponentConfig(BaseModel):
@@ -100,6 +100,7 @@ class Recipe:
     label_structure: str
     fusion: str
     loss: str
+    label_context: str = "core:none"
     paper: Paper | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)

@@ -3,7 +3,7 @@
     RUN/xmplug.json         format, configuration, plugins with versions, data, metrics
     RUN/model.safetensors   weights of all levels
     RUN/labels.jsonl        the labels in the order of the model's outputs
-    RUN/encoder/, RUN/label_structure/   tokenizer, tree
+    RUN/encoder/, label_structure/, label_context/   tokenizer, tree, neighbours
     RUN/metrics.jsonl       one line for each evaluation
     RUN/checkpoints/        while training: what a killed run resumes from
 

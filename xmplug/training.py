@@ -182,8 +182,10 @@ class Trainer:
             else:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
                 write_json(out / MANIFEST, self.manifest)
-                self.listener.message("fitting vocabulary, vectors and label structure")
+                self.listener.message("fitting vocabulary, vectors, label structure and context")
                 self.model = Model.fit(config, Corpus(train_split, labels_of_train, self.task))
+                for note in self.model.context.notes:
+                    self.listener.message(note)
             self._prepare(train_split, dev_split, labels_of_train, dataset.labels)
             if not started:
                 (out / "metrics.jsonl").unlink(missing_ok=True)
@@ -281,7 +283,7 @@ class Trainer:
             shortlist = structure.shortlist(level, batch, nodes, scores)
             wanted = make_targets(targets, places).to(where)
             with autocast(settings.precision):
-                predicted = module(batch, shortlist)
+                predicted = self.model.score(level, batch, shortlist)
             loss = self.model.loss(predicted, shortlist, wanted)
             loss.backward()
             value = float(loss.detach())
@@ -360,7 +362,8 @@ class Trainer:
         self.listener.message(
             f"ranking the {self.model.structure.level_size(level)} nodes of level {level + 1} on {name}"
         )
-        ranked = rank_level(self.model, level, split.store, above, self.model.structure.beam)
+        training = split is self.train_data
+        ranked = rank_level(self.model, level, split.store, above, self.model.structure.beam, training)
         write_tensors(path, {"nodes": torch.from_numpy(ranked.nodes), "scores": torch.from_numpy(ranked.scores)})
         return ranked
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import tee
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import plugin_option
 
 if TYPE_CHECKING:
+    from ..data import LabelSet
     from ..inference import Explanation, Prediction
+    from ..interfaces import Neighbour
 
 
 @click.command("predict")
@@ -28,7 +30,11 @@ if TYPE_CHECKING:
 @click.option("--k", type=click.IntRange(1), default=5, show_default=True, help="Labels for each text.")
 @click.option("--threshold", type=click.FloatRange(0, 1), default=0.0, help="Leave out labels with a lower score.")
 @click.option("--format", "shape", type=click.Choice(["text", "jsonl", "tsv"]), default="jsonl", show_default=True)
-@click.option("--explain", is_flag=True, help="Show the words with the most attention for each label.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Show what carried each label: the words with most attention, the training documents like the text.",
+)
 @plugin_option
 def command(
     run: str, source: str, k: int, threshold: float, shape: str, explain: bool, plugin_files: tuple[str, ...]
@@ -47,13 +53,14 @@ def command(
     if explain:
         for name, text in _documents(source):
             found = [item for item in tagger.explain(text, k) if item.prediction.score >= threshold]
-            _print(shape, name, text, [item.prediction for item in found], found)
+            neighbours = tagger.neighbours(text) or []
+            _print(shape, name, text, [item.prediction for item in found], found, neighbours, tagger.labels)
     else:
         documents, again = tee(_documents(source))
         for (name, text), predictions in zip(
             again, tagger.predict_stream((text for _, text in documents), k, threshold)
         ):
-            _print(shape, name, text, predictions, [])
+            _print(shape, name, text, predictions)
 
 
 def _documents(source: str) -> Iterator[tuple[str, str]]:
@@ -68,21 +75,54 @@ def _documents(source: str) -> Iterator[tuple[str, str]]:
             yield str(number), line
 
 
-def _print(shape: str, name: str, text: str, predictions: list[Prediction], explained: list[Explanation]) -> None:
+def _print(
+    shape: str,
+    name: str,
+    text: str,
+    predictions: list[Prediction],
+    explained: Sequence[Explanation] = (),
+    neighbours: Sequence[Neighbour] = (),
+    known: LabelSet | None = None,
+) -> None:
     words = [[(word, round(weight, 4)) for word, _, _, weight in item.words] for item in explained]
+    like = [[found.document for found in item.neighbours] for item in explained]
     if shape == "tsv":
         for at, label in enumerate(predictions):
-            marked = [" ".join(word for word, _ in words[at])] if words else []
+            marked = [" ".join([*(word for word, _ in words[at]), *like[at]])] if explained else []
             click.echo("\t".join([name, label.label, label.name, f"{label.score:.4f}", *marked]))
     elif shape == "jsonl":
-        labels = [
-            {"label": label.label, "name": label.name, "score": round(label.score, 4)}
-            | ({"words": [{"word": word, "attention": weight} for word, weight in words[at]]} if words else {})
-            for at, label in enumerate(predictions)
-        ]
-        click.echo(json.dumps({"id": name, "labels": labels}, ensure_ascii=False))
+        record: dict[str, Any] = {"id": name, "labels": []}
+        for at, label in enumerate(predictions):
+            entry: dict[str, Any] = {"label": label.label, "name": label.name, "score": round(label.score, 4)}
+            if explained and words[at]:
+                entry["words"] = [{"word": word, "attention": weight} for word, weight in words[at]]
+            if neighbours:
+                entry["neighbours"] = like[at]
+            record["labels"].append(entry)
+        if neighbours and known is not None:
+            record["neighbours"] = [
+                {
+                    "document": found.document,
+                    "similarity": round(found.similarity, 4),
+                    "beginning": found.beginning,
+                    "labels": [known.ids[label] for label in found.labels],
+                    "inferred": [known.ids[label] for label in found.inferred],
+                }
+                for found in neighbours
+            ]
+        click.echo(json.dumps(record, ensure_ascii=False))
     else:
         click.echo(f"{name}: {text[:100]}{'...' if len(text) > 100 else ''}")
         for at, label in enumerate(predictions):
-            weights = "   " + ", ".join(f"{word} {weight:.2f}" for word, weight in words[at]) if words else ""
-            click.echo(f"    {label.score:.3f}  {label.name}{weights}")
+            weights = (
+                "   " + ", ".join(f"{word} {weight:.2f}" for word, weight in words[at])
+                if explained and words[at]
+                else ""
+            )
+            sources = "   from " + ", ".join(like[at]) if explained and like[at] else ""
+            click.echo(f"    {label.score:.3f}  {label.name}{weights}{sources}")
+        for found in neighbours:
+            assert known is not None
+            above = f" < {'; '.join(known.names[label] for label in found.inferred)}" if found.inferred else ""
+            click.echo(f"    like {found.document} ({found.similarity:.2f}): {found.beginning}")
+            click.echo(f"         {'; '.join(known.names[label] for label in found.labels)}{above}")

@@ -6,10 +6,11 @@ from .documents import FORMATS, Document, detect_format, read_documents, read_sv
 from .fetch import cache_dir, fetch
 from .labels import Label, LabelSet, read_labels, write_labels
 from .synthetic import synthetic_dataset
-from .tokens import Tokenizer, TokenStore
+from .tokens import UNKNOWN, Tokenizer, TokenStore
 
 __all__ = [
     "FORMATS",
+    "UNKNOWN",
     "Corpus",
     "Dataset",
     "Document",

@@ -7,35 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from xmplug import Component, ComponentConfig, Paper, Recipe, hookimpl
+from xmplug.components import WordsConfig
 
 
-class BiLSTMConfig(ComponentConfig):
+class BiLSTMConfig(WordsConfig):
     """Word vectors and a bidirectional LSTM (sections 2.4.1, 2.4.2)."""
 
-    vectors: str = Field(
-        "corpus",
-        description="corpus: word2vec on the training texts; random; transformer:NAME_OR_PATH: each word by a sentence "
-        "encoder; or a file in GloVe, word2vec or fastText format",
-    )
-    unlabelled: str | None = Field(None, description="text file, one text per line, that word2vec reads besides")
-    vector_size: int = Field(300, ge=1, description="length of corpus and random vectors")
-    train_vectors: bool = Field(True, description="fine-tune the word vectors")
-    max_words: int = Field(500_000, ge=1, description="most frequent words kept")
-    min_count: int = Field(2, ge=1, description="a rarer word counts as unknown")
-    max_tokens: int = Field(500, ge=1, description="longer texts are cut here")
     hidden: int = Field(256, ge=1, description="LSTM units per direction")
-    dropout: float = Field(0.2, ge=0, lt=1, description="dropout of word vectors")
     state_dropout: float = Field(0.5, ge=0, lt=1, description="dropout of LSTM states")
-    word_dropout: float = Field(0.0, ge=0, lt=1, description="share of words that training replaces by unknown")
-
-    @model_validator(mode="after")
-    def _unlabelled_is_read(self) -> BiLSTMConfig:
-        if self.unlabelled is not None and self.vectors != "corpus":
-            raise ValueError("unlabelled texts are read for vectors 'corpus' only")
-        return self
 
 
 class LabelAttentionConfig(ComponentConfig):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xmplug import ConfigError
-from xmplug.interfaces import Encoded, Fusion, Scores, Shortlist, Task
+from xmplug.interfaces import Encoded, Fusion, LabelTexts, Scores, Shortlist, Task
 from xmplug.ops import label_attention
 
 from . import LabelAttentionConfig
@@ -44,7 +44,7 @@ class LabelAttention(Fusion):
         per_text = task.labels.counts.sum() / task.labels.num_documents
         return cls(config, size, num_nodes, min(0.5, per_text / num_nodes))
 
-    def forward(self, encoded: Encoded, shortlist: Shortlist) -> Scores:
+    def forward(self, encoded: Encoded, shortlist: Shortlist, labels: LabelTexts | None = None) -> Scores:
         states = _states(encoded)
         if shortlist.nodes is None and self.queries.sparse:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Initial word vectors (AttentionXML section 2.4.1 takes 300-dimensional GloVe).
+"""Initial word vectors: from a file, the training texts, or a sentence encoder.
 
 Out-of-vocabulary rule: a word that a file does not know in lower case is looked up capitalised, then in upper case;
 a word found in no form gets a random vector with the mean and the spread of the vectors found. The unknown word is
@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xmplug import ConfigError, DataError
-from xmplug.data import Corpus, Tokenizer
-
-from . import BiLSTMConfig
+from ..data import Corpus, Tokenizer
+from ..errors import ConfigError, DataError
+from . import WordsConfig
 
 _SPECIAL = 2  # padding and unknown
 _FASTTEXT = b"\xba\x16\x4f\x2f"  # its magic number, little endian
@@ -26,7 +25,7 @@ _WORDS_READ = 15_000_000
 """Words that word2vec reads in about a minute: a small corpus ten times over, a large one once."""
 
 
-def word_vectors(config: BiLSTMConfig, tokenizer: Tokenizer, corpus: Corpus) -> Tensor:
+def word_vectors(config: WordsConfig, tokenizer: Tokenizer, corpus: Corpus) -> Tensor:
     """(words, D) float32 vectors of the tokenizer's vocabulary, from the source that `config.vectors` names.
 
     Raises ConfigError when a needed package is missing; DataError for a file that holds no vectors.
@@ -59,7 +58,7 @@ def _table(words: list[str], found: dict[str, np.ndarray], size: int, seed: int)
     return table
 
 
-def _word2vec(config: BiLSTMConfig, tokenizer: Tokenizer, corpus: Corpus) -> dict[str, np.ndarray]:
+def _word2vec(config: WordsConfig, tokenizer: Tokenizer, corpus: Corpus) -> dict[str, np.ndarray]:
     """Skip-gram word2vec of the training texts; one worker, so that a seed gives one result."""
     from gensim.models import Word2Vec
 
@@ -77,7 +76,7 @@ def _word2vec(config: BiLSTMConfig, tokenizer: Tokenizer, corpus: Corpus) -> dic
 class _Sentences:
     """Texts as lists of words, read again for each pass."""
 
-    def __init__(self, config: BiLSTMConfig, tokenizer: Tokenizer, corpus: Corpus, words: list[str]):
+    def __init__(self, config: WordsConfig, tokenizer: Tokenizer, corpus: Corpus, words: list[str]):
         self.config, self.tokenizer, self.corpus, self.words = config, tokenizer, corpus, words
 
     def __iter__(self) -> Iterator[list[str]]:
@@ -100,7 +99,7 @@ def _transformer(name: str, words: list[str]) -> dict[str, np.ndarray]:
         from transformers import AutoModel, AutoTokenizer
     except ImportError:
         raise ConfigError(
-            "vectors 'transformer:...' need the package transformers: pip install 'xmplug-attentionxml[transformer]'"
+            "vectors 'transformer:...' need the package transformers: pip install 'xmplug[transformer]'"
         ) from None
     try:
         tokenizer, model = (
