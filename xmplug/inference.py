@@ -42,13 +42,14 @@ class Prediction:
 class Explanation:
     """What carried a prediction.
 
-    words: those with most of its attention, (word, start, end, weight), best first. neighbours: the training documents
-    like the text that contribute the label, nearest first. Either is empty where the method has none.
+    words: those with most of its attention, (word, start, end, weight), best first; None where the method has no
+    attention to words. neighbours: the training documents like the text that have the label, or one that it is inferred
+    from, nearest first; None where the method looks for none.
     """
 
     prediction: Prediction
-    words: list[tuple[str, int, int, float]]
-    neighbours: list[Neighbour]
+    words: list[tuple[str, int, int, float]] | None
+    neighbours: list[Neighbour] | None
 
 
 def device() -> torch.device:
@@ -172,7 +173,7 @@ class Tagger:
 
     def explain(self, text: str, k: int = 5, words: int = 6) -> list[Explanation]:
         """The `k` best labels of one text, each with the `words` words that carried most of its attention, and with
-        the training documents that contribute it to the text's label scope.
+        the training documents like the text that have it.
 
         An ensemble is explained by its first member. Raises ConfigError when the method has neither.
         """
@@ -191,19 +192,20 @@ class Tagger:
                 f"attention to words, the label context {config.components['label_context'].id!r} no neighbours"
             )
         spans = encoder.tokenizer.spans(text)[: int(batch.lengths[0])]
-        carried: Any = [[]] * len(labels) if weights is None else weights[0].float().cpu().numpy()
+        carried: Any = [None] * len(labels) if weights is None else weights[0].float().cpu().numpy()
         return [
             Explanation(
                 prediction,
-                _heaviest(text, spans, row, words) if len(row) else [],
-                [found for found in neighbours or [] if label in found.labels + found.inferred],
+                None if row is None else _heaviest(text, spans, row, words),
+                neighbours and [found for found in neighbours if label in found.labels + found.inferred],
             )
             for prediction, label, row in zip(predictions, labels, carried)
         ]
 
     def neighbours(self, text: str) -> list[Neighbour] | None:
         """The training documents whose labels inform the scores of `text`, nearest first; None where none do."""
-        found = self.models[0].context.neighbours(self._one(text)[1])
+        module, batch, _ = self._one(text)
+        found = self.models[0].context.neighbours(batch) if module.fusion.reads_label_texts else None
         return None if found is None else found[0]
 
     def _one(self, text: str) -> tuple[LevelModel, Batch, Encoder]:

@@ -42,7 +42,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some texts. index (B,) int64: their places in the split; tokens (B,T) int64, 0 behind the end; lengths (B,).
+    """Some texts. index (B,) int64: their places in the split, of label texts in the label set; tokens (B,T) int64, 0
+    behind the end; lengths (B,).
 
     training: these are training documents, whatever is done with them: what looks for like documents among those of
     training must leave each one itself out, or its own labels leak.
@@ -104,8 +105,11 @@ class LabelTexts:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training document that is like a text. similarity: their cosine. labels: the document's (places in the
-    label set); inferred: further labels that it contributes, such as the parents of its own."""
+    """A training document that is like a text, and stands for all documents of the same words.
+
+    similarity: their cosine. labels: those of the documents, as places in the label set; inferred: further labels that
+    they contribute, such as the parents of their own.
+    """
 
     document: str
     beginning: str
@@ -257,6 +261,8 @@ class Fusion(nn.Module, ABC):
 
     per_node: ClassVar[tuple[str, ...]] = ()
     """Parameters with a row for each node. They start afresh at each level; all others are taken from above."""
+    reads_label_texts: ClassVar[bool] = False
+    """Whether `forward` reads the label texts; where it does not, the label context is not asked."""
 
     @classmethod
     @abstractmethod
@@ -265,7 +271,10 @@ class Fusion(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, encoded: Encoded, shortlist: Shortlist, labels: LabelTexts | None = None) -> Scores:
-        """Logits (B,C) of the candidates; padded candidates may have any finite logit. labels: read by the encoder."""
+        """Logits (B,C) of the candidates; padded candidates may have any finite logit.
+
+        labels: the label texts that inform each text, read by the encoder; given where the label context has some.
+        """
 
     def attention(self, encoded: Encoded, shortlist: Shortlist) -> Tensor | None:
         """(B,C,T): the weight of each token in each candidate's score, or None where the method has none."""

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from .config import RunConfig
 from .data import Corpus
+from .errors import ResourceError
 from .interfaces import (
     Batch,
     Encoder,
@@ -33,9 +35,9 @@ class LevelModel(nn.Module):
         self.encoder, self.fusion = encoder, fusion
 
     def forward(self, batch: Batch, shortlist: Shortlist, labels: LabelTexts | None = None) -> Scores:
-        if labels is not None:
-            labels = replace(labels, encoded=self.encoder(labels.texts))
-        return self.fusion(self.encoder(batch), shortlist, labels)
+        if labels is None:
+            return self.fusion(self.encoder(batch), shortlist)
+        return self.fusion(self.encoder(batch), shortlist, replace(labels, encoded=self.encoder(labels.texts)))
 
 
 class Model(nn.Module):
@@ -77,8 +79,14 @@ class Model(nn.Module):
             "label_context": self.context,
         }
         for name, part in parts.items():
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            part.save(folder / name)
+            try:
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                part.save(folder / name)
+            except (OSError, SafetensorError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise ResourceError(
+                    f"cannot write {folder / name}: {reason}; free space or choose another --out"
+                ) from error
 
     def level(self, level: int) -> LevelModel:
         """Encoder and fusion of `level`."""
@@ -88,8 +96,9 @@ class Model(nn.Module):
 
     def score(self, level: int, batch: Batch, shortlist: Shortlist) -> Scores:
         """Scores of the candidates at `level`, with the label texts that inform them."""
-        labels = self.context.label_texts(batch)
-        scores: Scores = self.level(level)(batch, shortlist, None if labels is None else labels.to(batch.tokens.device))
+        module = self.level(level)
+        labels = self.context.label_texts(batch) if module.fusion.reads_label_texts else None
+        scores: Scores = module(batch, shortlist, None if labels is None else labels.to(batch.tokens.device))
         return scores
 
     def add_level(self) -> None:

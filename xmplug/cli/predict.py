@@ -53,8 +53,9 @@ def command(
     if explain:
         for name, text in _documents(source):
             found = [item for item in tagger.explain(text, k) if item.prediction.score >= threshold]
-            neighbours = tagger.neighbours(text) or []
-            _print(shape, name, text, [item.prediction for item in found], found, neighbours, tagger.labels)
+            _print(
+                shape, name, text, [item.prediction for item in found], found, tagger.neighbours(text), tagger.labels
+            )
     else:
         documents, again = tee(_documents(source))
         for (name, text), predictions in zip(
@@ -81,25 +82,29 @@ def _print(
     text: str,
     predictions: list[Prediction],
     explained: Sequence[Explanation] = (),
-    neighbours: Sequence[Neighbour] = (),
+    neighbours: Sequence[Neighbour] | None = None,
     known: LabelSet | None = None,
 ) -> None:
-    words = [[(word, round(weight, 4)) for word, _, _, weight in item.words] for item in explained]
-    like = [[found.document for found in item.neighbours] for item in explained]
+    words = [[(word, round(weight, 4)) for word, _, _, weight in item.words or []] for item in explained]
+    like = [[found.document for found in item.neighbours or []] for item in explained]
     if shape == "tsv":
         for at, label in enumerate(predictions):
-            marked = [" ".join([*(word for word, _ in words[at]), *like[at]])] if explained else []
-            click.echo("\t".join([name, label.label, label.name, f"{label.score:.4f}", *marked]))
+            row = [name, label.label, label.name, f"{label.score:.4f}"]
+            if explained and explained[at].words is not None:
+                row.append(" ".join(word for word, _ in words[at]))
+            if explained and explained[at].neighbours is not None:
+                row.append(", ".join(like[at]))
+            click.echo("\t".join(" ".join(cell.split()) for cell in row))
     elif shape == "jsonl":
         record: dict[str, Any] = {"id": name, "labels": []}
         for at, label in enumerate(predictions):
             entry: dict[str, Any] = {"label": label.label, "name": label.name, "score": round(label.score, 4)}
-            if explained and words[at]:
+            if explained and explained[at].words is not None:
                 entry["words"] = [{"word": word, "attention": weight} for word, weight in words[at]]
-            if neighbours:
+            if explained and explained[at].neighbours is not None:
                 entry["neighbours"] = like[at]
             record["labels"].append(entry)
-        if neighbours and known is not None:
+        if neighbours is not None and known is not None:
             record["neighbours"] = [
                 {
                     "document": found.document,
@@ -114,14 +119,10 @@ def _print(
     else:
         click.echo(f"{name}: {text[:100]}{'...' if len(text) > 100 else ''}")
         for at, label in enumerate(predictions):
-            weights = (
-                "   " + ", ".join(f"{word} {weight:.2f}" for word, weight in words[at])
-                if explained and words[at]
-                else ""
-            )
+            weights = "   " + ", ".join(f"{word} {weight:.2f}" for word, weight in words[at]) if explained else ""
             sources = "   from " + ", ".join(like[at]) if explained and like[at] else ""
-            click.echo(f"    {label.score:.3f}  {label.name}{weights}{sources}")
-        for found in neighbours:
+            click.echo(f"    {label.score:.3f}  {label.name}{weights.rstrip()}{sources}")
+        for found in neighbours or []:
             assert known is not None
             above = f" < {'; '.join(known.names[label] for label in found.inferred)}" if found.inferred else ""
             click.echo(f"    like {found.document} ({found.similarity:.2f}): {found.beginning}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from xmplug_treaderxml import ScopeConfig
 from xmplug_treaderxml.neighbours import NeighbourIndex, distinct, text_vectors
 from xmplug_treaderxml.scope import Scope
@@ -182,9 +183,39 @@ def test_texts_without_a_scope_have_no_members() -> None:
 def test_a_label_is_read_by_the_first_known_words_of_its_name_or_by_the_words_of_its_texts() -> None:
     scope, encoder, _ = _scope(label_words=4)
     words = encoder.tokenizer.vocabulary()
-    read = [[words[token] for token in row if token] for row in scope.label_tokens.tolist()]
+    read = [[words[token] for token in row if token] for row in scope.label_tokens[: len(LABELS)].tolist()]
     assert read[0] == ["the", "cat"] and read[1] == ["dog", "and", "a", "very"]
     assert read[3][0] == "violet" and len(read[3]) == 4  # x1: the word that tells its text from others
+
+
+def test_the_words_of_a_label_without_a_name_never_come_from_the_text_that_reads_them() -> None:
+    texts = [(str(at), f"word{at} both{at // 2} common", ("x1",)) for at in range(8)]
+    scope, encoder, store = _scope(texts, neighbours=7, label_words=6, parents=False)
+    words = encoder.tokenizer.vocabulary()
+
+    def read(place: int, training: bool) -> set[str]:
+        found = scope.label_texts(make_batch(store, np.array([place]), training))
+        return {words[token] for token in found.texts.tokens[found.members[0, 0]] if token}
+
+    for place in range(8):
+        assert f"word{place}" not in read(place, training=True)
+        assert {int(word.removeprefix("word")) % 2 for word in read(place, True) if word.startswith("word")} == {
+            1 - place % 2
+        }
+    assert len(read(0, training=False)) == 6
+
+
+def test_any_number_of_copies_keeps_its_labels() -> None:
+    copies = [(str(at), "red stone", ("rock",)) for at in range(256)]
+    scope, _, _ = _scope([*copies, ("q", "red cat", ("cat",))])
+    assert scope.own.toarray()[:, :2].tolist() == [[0, 1], [1, 0]]  # cat and rock, of the copies and of q
+
+
+def test_corpora_without_a_known_word() -> None:
+    scope, _, store = _scope([("1", "", ("cat",)), ("2", "", ("dog",))])
+    for training in (False, True):
+        assert scope.label_texts(make_batch(store, np.arange(2), training)).members.tolist() == [[-1], [-1]]
+        assert scope.neighbours(make_batch(store, np.arange(2), training)) == [[], []]
 
 
 def test_without_a_hierarchy_clusters_stand_in_and_the_run_says_so() -> None:
@@ -203,25 +234,61 @@ def test_without_a_hierarchy_clusters_stand_in_and_the_run_says_so() -> None:
 def test_explained_by_its_neighbours() -> None:
     scope, _, store = _scope(neighbours=2)
     first, second = scope.neighbours(make_batch(store, np.array([0])))[0]
-    assert (first.document, first.similarity) == ("a", pytest.approx(1, abs=1e-3))
+    assert (first.document, first.similarity) == ("a", pytest.approx(1, abs=1e-3)) and first.similarity < 1 + 1e-5
     assert first.labels == (0, 2) and {4, 5} == set(first.inferred)  # cat and, from its copy, rock; animal, pet
     assert first.similarity > second.similarity and first.beginning.startswith("the cat sat")
 
 
-def test_saved_and_restored(tmp_path: Path) -> None:
-    scope, encoder, store = _scope(neighbours=2)
+@pytest.mark.parametrize("exact_up_to", [100, 0])
+def test_saved_and_restored(tmp_path: Path, exact_up_to: int) -> None:
+    scope, encoder, store = _scope(neighbours=2, exact_up_to=exact_up_to)
+    assert ("cluster" in scope.arrays) == (exact_up_to == 0)
     scope.save(tmp_path)
     task = Task(Dataset("tiny", Documents.of(Document(*text) for text in TEXTS), declared=LABELS).labels, 0)
-    again = Scope.restore(ScopeConfig(neighbours=2), tmp_path, task, encoder)
+    again = Scope.restore(ScopeConfig(neighbours=2, exact_up_to=exact_up_to), tmp_path, task, encoder)
     for training in (False, True):
         batch = make_batch(store, np.arange(7), training)
         before, after = scope.label_texts(batch), again.label_texts(batch)
         assert before.members.tolist() == after.members.tolist()
+        assert before.weights.tolist() == after.weights.tolist()
         assert before.texts.tokens.tolist() == after.texts.tokens.tolist()
-    assert scope.neighbours(batch) == again.neighbours(batch)
-    (tmp_path / "documents.jsonl").write_text('["a", "b"]\n')
+        assert scope.neighbours(batch) == again.neighbours(batch)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "documents.jsonl").write_text('["a", "b"]\n'),
+        lambda folder: (folder / "documents.jsonl").write_text("5\n" * 5),
+        lambda folder: (folder / "documents.jsonl").write_text('{"id": 1}\n' * 5),
+        lambda folder: (folder / "documents.jsonl").unlink(),
+        lambda folder: (folder / "scope.safetensors").write_bytes(b"nothing"),
+        lambda folder: _cut(folder, "words"),
+        lambda folder: _cut(folder, "nearest"),
+        lambda folder: _cut(folder, "own.indices"),
+        lambda folder: _cut(folder, "label_tokens"),
+    ],
+)
+def test_a_damaged_scope_is_refused(damage: Callable[[Path], object], tmp_path: Path) -> None:
+    scope, encoder, _ = _scope(neighbours=2)
+    scope.save(tmp_path)
+    damage(tmp_path)
+    task = Task(Dataset("tiny", Documents.of(Document(*text) for text in TEXTS), declared=LABELS).labels, 0)
     with pytest.raises(RunError, match="holds no label scope"):
-        Scope.restore(ScopeConfig(), tmp_path, task, encoder)
+        Scope.restore(ScopeConfig(neighbours=2), tmp_path, task, encoder)
+
+
+def _cut(folder: Path, name: str) -> None:
+    arrays = load_file(folder / "scope.safetensors")
+    save_file(arrays | {name: np.ascontiguousarray(arrays[name][:-1])}, folder / "scope.safetensors")
+
+
+def test_a_scope_of_other_options_is_refused(tmp_path: Path) -> None:
+    scope, encoder, _ = _scope(neighbours=2)
+    scope.save(tmp_path)
+    labels = Dataset("tiny", Documents.of(Document(*text) for text in TEXTS), declared=LABELS).labels
+    with pytest.raises(RunError, match="nearest is of shape"):
+        Scope.restore(ScopeConfig(neighbours=3), tmp_path, Task(labels, 0), encoder)
 
 
 def test_an_encoder_without_word_vectors_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,12 @@ from xmplug.training import Listener, Progress
 
 QUICK = {
     "encoder.vectors": "random",
-    "encoder.vector_size": 24,
+    "encoder.vector_size": 48,
     "encoder.min_count": 1,
-    "fusion.hidden": 32,
-    "training.epochs": 15,
+    "fusion.hidden": 64,
+    "training.epochs": 20,
     "training.batch_size": 16,
-    "training.learning_rate": 0.02,
+    "training.learning_rate": 0.01,
     "training.precision": "float32",
 }
 PLT = {"label_structure": "attentionxml:plt", "label_structure.branching": 4, "label_structure.beam": 4}
@@ -105,6 +106,23 @@ def test_a_restored_run_predicts_the_same_alone_and_in_company(corpus: Path, tmp
         assert [p.score for p in alone] == pytest.approx([p.score for p in together], abs=1e-5)
 
 
+def test_the_scope_reaches_the_scores(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With other label texts beside it, the same text gets other scores; with none, others again."""
+    tagger, text = xmplug.load(run), ["word1x1 word1x2 word7x0"]
+    label_texts, scores = Scope.label_texts, {}
+    for kind in ("own", "other", "none"):
+
+        def changed(self: Scope, batch: Batch, kind: str = kind) -> LabelTexts:
+            found = label_texts(self, batch)
+            if kind == "other":
+                return replace(found, texts=replace(found.texts, tokens=found.texts.tokens.flip(0)))
+            return found if kind == "own" else replace(found, weights=found.weights * 0)
+
+        monkeypatch.setattr(Scope, "label_texts", changed)
+        scores[kind] = tuple(label.score for label in tagger.predict(text, k=3)[0])
+    assert len(set(scores.values())) == 3
+
+
 @pytest.mark.parametrize(
     "mix",
     [
@@ -121,6 +139,20 @@ def test_components_mix(mix: dict[str, object], corpus: Path, tmp_path: Path) ->
     quick = {name: value for name, value in QUICK.items() if name.split(".")[0] not in mix}
     tagger = xmplug.train("treaderxml", corpus, tmp_path / "run", options=quick | mix | {"training.epochs": 1})
     assert len(tagger.predict(["word1x1 word1x2"])[0]) == 5
+    if "label_context" in mix or "fusion" in mix:  # nobody reads a scope: no neighbour informed anything
+        assert tagger.neighbours("word1x1 word1x2") is None
+    if "label_context" in mix:
+        with pytest.raises(xmplug.ConfigError, match="--explain needs attention or neighbours"):
+            tagger.explain("word1x1 word1x2")
+
+
+def test_a_run_from_before_there_were_label_contexts_loads(corpus: Path, tmp_path: Path) -> None:
+    options = {"label_context": "core:none", "training.epochs": 1}
+    before = xmplug.train("attentionxml", corpus, tmp_path / "run", options=options | {"encoder.vectors": "random"})
+    manifest = json.loads((tmp_path / "run/xmplug.json").read_text())
+    del manifest["config"]["label_context"]
+    (tmp_path / "run/xmplug.json").write_text(json.dumps(manifest))
+    assert xmplug.load(tmp_path / "run").predict(["word1x1"]) == before.predict(["word1x1"])
 
 
 def test_a_prediction_is_explained_by_the_training_texts_that_have_its_label(run: Path, corpus: Path) -> None:
@@ -135,7 +167,7 @@ def test_a_prediction_is_explained_by_the_training_texts_that_have_its_label(run
     )
     for item in tagger.explain(text["text"], k=3):
         place = tagger.labels.index(item.prediction.label)
-        assert item.words == []
+        assert item.words is None
         assert item.neighbours == [found for found in nearest if place in found.labels + found.inferred]
 
 
@@ -159,7 +191,7 @@ def test_explained_on_the_command_line(
     assert text["id"] in true["neighbours"]
     assert f"like {text['id']} (1.00): {text['text'][:20]}" in shown["text"]
     assert f"from {text['id']}" in shown["text"]
-    assert text["id"] in shown["tsv"].splitlines()[0].split("\t")[-1].split()
+    assert text["id"] in shown["tsv"].splitlines()[0].split("\t")[-1].split(", ")
 
 
 def test_texts_without_words_and_corpora_without_a_hierarchy(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from torch.nn.functional import embedding_bag
 from xmplug.data import UNKNOWN
 
 _CHUNK = 4096
+_NUMBERS = 2**22
+"""Numbers of the neighbours' vectors that are held at a time."""
 _MARGIN = 16
 """More neighbours are fetched than asked, and their cosines computed again in float64: the order, and who is last,
 then depends neither on the other texts of a batch nor on how a library adds up."""
@@ -48,9 +50,9 @@ def distinct(texts: Iterable[np.ndarray]) -> np.ndarray:
 
 
 class NeighbourIndex:
-    """Search among N unit vectors: all of them up to `exact_up_to`, else those of the nearest clusters.
+    """Search among N vectors: all of them up to `exact_up_to`, else those of the nearest clusters.
 
-    vectors (N,D) float32. centres (C,D) and cluster (N,): an index by clusters that was built before.
+    vectors (N,D) of any float type and length. centres (C,D), cluster (N,): of an index by clusters built before.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class NeighbourIndex:
         centres: np.ndarray | None = None,
         cluster: np.ndarray | None = None,
     ):
-        self.vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        self.vectors = np.array(vectors, dtype=np.float32, order="C")
+        # Vectors that were kept in half precision are no longer of unit length.
+        self.vectors /= np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), 1e-30)
         self.centres, self.cluster = centres, cluster
         faiss.omp_set_num_threads(torch.get_num_threads())
         if len(vectors) > exact_up_to:
@@ -94,8 +98,9 @@ class NeighbourIndex:
         number = len(self.vectors)
         places = np.full((len(queries), k), -1, np.int32)
         cosines = np.zeros((len(queries), k), np.float32)
-        for start in range(0, len(queries) if number else 0, _CHUNK):
-            part = np.ascontiguousarray(queries[start : start + _CHUNK], dtype=np.float32)
+        chunk = max(1, _NUMBERS // ((k + _MARGIN) * max(1, queries.shape[1])))
+        for start in range(0, len(queries) if number else 0, chunk):
+            part = np.ascontiguousarray(queries[start : start + chunk], dtype=np.float32)
             _, found = self.index.search(part, min(k + _MARGIN, number))
             exact = np.einsum("bkd,bd->bk", self.vectors[found].astype(np.float64), part.astype(np.float64))
             exact[(found < 0) | (part == 0).all(axis=1)[:, None]] = -np.inf

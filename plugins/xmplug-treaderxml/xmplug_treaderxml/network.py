@@ -89,13 +89,14 @@ class DualNetwork(Fusion):
     """
 
     per_node: ClassVar[tuple[str, ...]] = ("output", "bias")
+    reads_label_texts: ClassVar[bool] = True
 
     def __init__(self, config: DualConfig, size: int, num_nodes: int, rate: float = 0.5):
         super().__init__()
         if size % config.heads:
             raise ConfigError(
                 f"word vectors of {size} numbers do not divide into {config.heads} attention heads; "
-                "change --fusion.heads or --encoder.vector_size"
+                "change --fusion.heads or the encoder's size"
             )
         self.text, self.scope = Reading(config, size), Reading(config, size)
         self.interaction = SelfAttention(size, config.heads, masked=True)
@@ -151,7 +152,8 @@ def scope_states(labels: LabelTexts) -> tuple[Tensor, Tensor]:
     share = torch.zeros(texts, len(states), device=states.device)  # (B,U)
     share.scatter_add_(1, labels.members.clamp(min=0), labels.weights)
     there = share @ mask.float() > 0
-    share = share / share.sum(dim=1, keepdim=True).clamp(min=1)
+    total = share.sum(dim=1, keepdim=True)
+    share = share / total.where(total > 0, 1)
     return (share.to(states.dtype) @ states.flatten(1)).view(texts, *states.shape[1:]), there
 
 
