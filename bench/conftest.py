@@ -24,8 +24,9 @@ QUICK, FULL = (2.0, 2), (10.0, 3)
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("xmplug")
     group.addoption("--full", action="store_true", help="all shapes and peers, memory, training and prediction")
-    group.addoption("--data", default="debtags", help="corpus of the benchmarks of training and prediction")
-    group.addoption("--preset", default="demo", help="preset of attentionxml that they train")
+    group.addoption("--plugin", default="attentionxml", help="method of the benchmarks of training and prediction")
+    group.addoption("--data", default="debtags", help="corpus that they train on")
+    group.addoption("--preset", default="demo", help="preset of the method")
     group.addoption("--epochs", default="1", help="epochs that they train")
 
 

@@ -1,4 +1,4 @@
-"""Training and prediction of AttentionXML as users run them; --data, --preset and --epochs choose what is trained.
+"""Training and prediction as users run them; --plugin, --data, --preset and --epochs choose what is trained.
 
 Prediction starts from the raw text. The linear label trees beside it read TF-IDF of the full text: other models, with
 figures of their own (bench/results/README.md), which tell what the time of a deep model is to be weighed against.
@@ -42,12 +42,12 @@ class Trained:
     metric: float  # nDCG@5 on dev
 
 
-def train(kernels: str, data: str, preset: str, epochs: str) -> Trained:
+def train(kernels: str, plugin: str, data: str, preset: str, epochs: str) -> Trained:
     """A training in a process of its own."""
     run = tempfile.mkdtemp(prefix="xmplug-bench-") + "/run"
     begun = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, __file__, data, preset, epochs, run],
+        [sys.executable, __file__, plugin, data, preset, epochs, run],
         env=os.environ | {"XMPLUG_KERNELS": kernels},
         capture_output=True,
         text=True,
@@ -56,7 +56,7 @@ def train(kernels: str, data: str, preset: str, epochs: str) -> Trained:
     return Trained(run=run, seconds=time.perf_counter() - begun, **json.loads(done.stdout.splitlines()[-1]))
 
 
-def train_and_report(data: str, preset: str, epochs: str, run: str) -> None:
+def train_and_report(plugin: str, data: str, preset: str, epochs: str, run: str) -> None:
     from xmplug.training import Listener, Progress
 
     class Clock(Listener):
@@ -74,30 +74,31 @@ def train_and_report(data: str, preset: str, epochs: str, run: str) -> None:
             self.metric = record["nDCG@5"]
 
     clock = Clock()
-    tagger = xmplug.train("attentionxml", data, run, preset=preset, options={"training.epochs": epochs}, listener=clock)
+    tagger = xmplug.train(plugin, data, run, preset=preset, options={"training.epochs": epochs}, listener=clock)
     rate = clock.steps * tagger.models[0].config.training.batch_size / clock.seconds
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"rate": rate, "peak": peak, "metric": clock.metric}))
 
 
 @pytest.fixture(scope="module")
-def settings(request: pytest.FixtureRequest) -> tuple[str, str, str]:
-    data, preset, epochs = (request.config.getoption(name) for name in ("--data", "--preset", "--epochs"))
-    return data, preset, epochs
+def settings(request: pytest.FixtureRequest) -> tuple[str, str, str, str]:
+    names = ("--plugin", "--data", "--preset", "--epochs")
+    plugin, data, preset, epochs = (request.config.getoption(name) for name in names)
+    return plugin, data, preset, epochs
 
 
 @pytest.fixture(scope="module")
-def ours(settings: tuple[str, str, str]) -> Trained:
+def ours(settings: tuple[str, str, str, str]) -> Trained:
     return train("native", *settings)
 
 
 @pytest.mark.parametrize("peer", ["reference"])
-def test_training(benchmark: Any, settings: tuple[str, str, str], ours: Trained, peer: str) -> None:
-    data, preset, epochs = settings
+def test_training(benchmark: Any, settings: tuple[str, str, str, str], ours: Trained, peer: str) -> None:
+    plugin, data, preset, epochs = settings
     theirs = benchmark.pedantic(train, (peer, *settings), rounds=1)
     assert ours.metric == pytest.approx(theirs.metric, abs=0.01)
     benchmark.extra_info.update(
-        op="xmplug train attentionxml",
+        op=f"xmplug train {plugin}",
         shape=f"{data}, preset {preset}, epochs {epochs}",
         dtype="bfloat16" if uses_bfloat16("auto") else "float32",
         threads=torch.get_num_threads(),
@@ -195,13 +196,13 @@ def predictor() -> Callable[[str, str], Callable[[list[str]], object]]:
 @pytest.mark.parametrize("number", [1, BATCH])
 def test_prediction(
     compare: Callable[..., None],
-    settings: tuple[str, str, str],
+    settings: tuple[str, str, str, str],
     ours: Trained,
     predictor: Callable[[str, str], Callable[[list[str]], object]],
     number: int,
     peer: str,
 ) -> None:
-    data, texts = settings[0], texts_of(settings[0])
+    (plugin, data, preset, _), texts = settings, texts_of(settings[1])
     tagger = xmplug.load(ours.run)
     each = itertools.cycle([text] for text in texts)
     theirs = predictor(peer, data) if peer in PEERS else tagger.predict
@@ -211,7 +212,7 @@ def test_prediction(
 
     compare(
         op="prediction, one text" if number == 1 else f"prediction, {len(texts):,} texts",
-        shape=f"{data}, preset {settings[1]}",
+        shape=f"{plugin} on {data}, preset {preset}",
         dtype="bfloat16" if uses_bfloat16("auto") else "float32",
         peer=peer,
         ours=lambda: tagger.predict(batch(), BEST),
