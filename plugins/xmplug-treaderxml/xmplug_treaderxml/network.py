@@ -39,25 +39,28 @@ class SelfAttention(nn.Module):
         batch, length, size = states.shape
         parts = self.queries_keys_values(states).view(batch, length, 3, self.heads, size // self.heads)
         queries, keys, values = parts.permute(2, 0, 3, 1, 4)  # (B,h,T,D/h)
-        if self.masked:
-            seen = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()  # W_mask of eq. 8 and 9
-        else:
-            seen = (mask | ~mask.any(dim=1)[:, None])[:, None, None, :]  # without a word: no empty softmax
+        # A text without a word sees all, or its softmax would be over nothing.
+        seen = None if self.masked else mask | ~mask.any(dim=1, keepdim=True)
         heads = attend(queries, keys, values, seen)
         return torch.tanh(self.output(heads.transpose(1, 2).reshape(batch, length, size)))
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-    """softmax(Q K' / sqrt(d_k) | seen) V (eq. 7-11) for (B,h,T,d_k), with seen (..., T or 1, T) bool.
+def attend(queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None) -> Tensor:
+    """softmax(Q K' / sqrt(d_k)) V (eq. 7, 10, 11) for (B,h,T,d_k).
 
+    seen (B,T): the words of each text that the softmax is over; None: a word itself and those before it (eq. 8 and 9).
     PyTorch's fused attention, but in bfloat16 on a CPU, where two batched products are twice as fast as it is.
     """
     if queries.device.type != "cpu" or queries.dtype != torch.bfloat16:
-        return scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
+        mask = None if seen is None else seen[:, None, None, :]
+        return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=seen is None)
+    scores = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(-1, -2)  # (B,h,T,T)
     # Added, not filled in: where a probability is 0 so is its gradient, and backward has nothing to fill.
-    hidden = torch.zeros_like(seen, dtype=queries.dtype).masked_fill_(~seen, -torch.inf)
-    scores = (queries / math.sqrt(queries.shape[-1])) @ keys.transpose(-1, -2)
-    return scores.add_(hidden).softmax(dim=-1) @ values
+    if seen is None:
+        unseen = torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype).triu(1)
+    else:
+        unseen = torch.zeros_like(seen, dtype=scores.dtype).masked_fill_(~seen, -torch.inf)[:, None, None, :]
+    return scores.add_(unseen).softmax(dim=-1) @ values
 
 
 class Reading(nn.Module):
