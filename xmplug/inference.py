@@ -204,8 +204,7 @@ class Tagger:
 
     def neighbours(self, text: str) -> list[Neighbour] | None:
         """The training documents whose labels inform the scores of `text`, nearest first; None where none do."""
-        module, batch, _ = self._one(text)
-        found = self.models[0].context.neighbours(batch) if module.fusion.reads_label_texts else None
+        found = self.models[0].context.neighbours(self._one(text)[1])
         return None if found is None else found[0]
 
     def _one(self, text: str) -> tuple[LevelModel, Batch, Encoder]:

@@ -262,7 +262,7 @@ class Fusion(nn.Module, ABC):
     per_node: ClassVar[tuple[str, ...]] = ()
     """Parameters with a row for each node. They start afresh at each level; all others are taken from above."""
     reads_label_texts: ClassVar[bool] = False
-    """Whether `forward` reads the label texts; where it does not, the label context is not asked."""
+    """Whether `forward` reads the label texts; where it does not, a label context is left out."""
 
     @classmethod
     @abstractmethod

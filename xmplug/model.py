@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from .components.nothing import NoContext
 from .config import RunConfig
 from .data import Corpus
 from .errors import ResourceError
@@ -40,6 +41,14 @@ class LevelModel(nn.Module):
         return self.fusion(self.encoder(batch), shortlist, replace(labels, encoded=self.encoder(labels.texts)))
 
 
+def _context(config: RunConfig) -> type[LabelContext]:
+    """The label context of a run: none where the fusion does not read label texts."""
+    if not config.components["fusion"].resolve().reads_label_texts:
+        return NoContext
+    context: type[LabelContext] = config.components["label_context"].resolve()
+    return context
+
+
 class Model(nn.Module):
     """All levels, from the top. Levels below the first are made when training reaches them (`add_level`)."""
 
@@ -59,7 +68,10 @@ class Model(nn.Module):
         torch.manual_seed(config.training.seed)
         structure = config.components["label_structure"].resolve().fit(config.options["label_structure"], corpus)
         encoder = config.components["encoder"].resolve().fit(config.options["encoder"], corpus)
-        context = config.components["label_context"].resolve().fit(config.options["label_context"], corpus, encoder)
+        context = _context(config).fit(config.options["label_context"], corpus, encoder)
+        if not isinstance(context, config.components["label_context"].resolve()):
+            fusion, unread = config.components["fusion"].id, config.components["label_context"].id
+            context.notes = (f"{fusion} reads no label texts; label context {unread} is left out",)
         return cls(config, corpus.task, encoder, structure, context)
 
     @classmethod
@@ -68,7 +80,7 @@ class Model(nn.Module):
         options, parts = config.options, {slot: component.resolve() for slot, component in config.components.items()}
         encoder = parts["encoder"].restore(options["encoder"], folder / "encoder")
         structure = parts["label_structure"].restore(options["label_structure"], folder / "label_structure", task)
-        context = parts["label_context"].restore(options["label_context"], folder / "label_context", task, encoder)
+        context = _context(config).restore(options["label_context"], folder / "label_context", task, encoder)
         return cls(config, task, encoder, structure, context)
 
     def save_parts(self, folder: Path) -> None:
@@ -96,9 +108,8 @@ class Model(nn.Module):
 
     def score(self, level: int, batch: Batch, shortlist: Shortlist) -> Scores:
         """Scores of the candidates at `level`, with the label texts that inform them."""
-        module = self.level(level)
-        labels = self.context.label_texts(batch) if module.fusion.reads_label_texts else None
-        scores: Scores = module(batch, shortlist, None if labels is None else labels.to(batch.tokens.device))
+        labels = self.context.label_texts(batch)
+        scores: Scores = self.level(level)(batch, shortlist, None if labels is None else labels.to(batch.tokens.device))
         return scores
 
     def add_level(self) -> None:

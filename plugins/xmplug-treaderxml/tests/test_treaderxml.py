@@ -141,6 +141,7 @@ def test_components_mix(mix: dict[str, object], corpus: Path, tmp_path: Path) ->
     assert len(tagger.predict(["word1x1 word1x2"])[0]) == 5
     if "label_context" in mix or "fusion" in mix:  # nobody reads a scope: no neighbour informed anything
         assert tagger.neighbours("word1x1 word1x2") is None
+        assert not list((tmp_path / "run/label_context").iterdir())
     if "label_context" in mix:
         with pytest.raises(xmplug.ConfigError, match="--explain needs attention or neighbours"):
             tagger.explain("word1x1 word1x2")
