@@ -22,6 +22,7 @@ from .neighbours import NeighbourIndex, distinct, text_vectors
 _BEGINNING = 80
 """Characters of a training text that are kept to show it."""
 _CHUNK = 10_000
+"""Texts whose words are counted at a time; even."""
 _CLUSTER = 16
 """Most labels in a cluster that stands in as their parent."""
 
@@ -60,9 +61,9 @@ class Scope(LabelContext):
         self.described = (tokens != tokens[0]).any(axis=(0, 2))  # (P,): labels that are read by the words of texts
         self.label_tokens = torch.from_numpy(tokens.reshape(-1, tokens.shape[2]))  # (3P,W)
         self.label_lengths = (self.label_tokens > 0).sum(dim=1)
-        self.own, self.parents = _csr(arrays, "own"), _csr(arrays, "parents")
+        self.own = _csr(arrays, "own")
         # What a training text contributes: its labels and their parents, as far as they have words to read.
-        contributed = self.own + self.own @ self.parents if config.parents else self.own
+        contributed = self.own + self.own @ _csr(arrays, "parents") if config.parents else self.own
         self.contributed = _ones(contributed.multiply((tokens[0] > 0).any(axis=1)))
 
     @classmethod
