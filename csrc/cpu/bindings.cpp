@@ -2,10 +2,13 @@
 // callers in xmplug/ops check shapes and types and keep the arrays alive.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <tuple>
 
 #include "instruction_sets.h"
 #include "kernels.h"
+#include "linear.h"
 
 namespace py = pybind11;
 
@@ -93,6 +96,66 @@ bool sparse_adam_step(uintptr_t weight, int64_t num_rows, int64_t width, uintptr
                                   static_cast<float>(keep_sq), static_cast<float>(eps), threads);
 }
 
+xmplug::LinearWeights train_linear(uintptr_t indptr, uintptr_t indices, uintptr_t values, int64_t num_texts,
+                                   int64_t num_features, double bias, uintptr_t groups, int64_t num_groups,
+                                   uintptr_t text_indptr, uintptr_t texts, uintptr_t true_indptr, uintptr_t true_texts,
+                                   double cost, double tolerance, double prune, int passes, bool logistic,
+                                   uint64_t seed, int set, int threads) {
+  return xmplug::train_linear({{at<const int64_t>(indptr), at<const int32_t>(indices), at<const float>(values)},
+                               num_texts,
+                               num_features,
+                               static_cast<float>(bias),
+                               at<const int64_t>(groups),
+                               num_groups,
+                               at<const int64_t>(text_indptr),
+                               at<const int32_t>(texts),
+                               at<const int64_t>(true_indptr),
+                               at<const int32_t>(true_texts),
+                               static_cast<float>(cost),
+                               static_cast<float>(tolerance),
+                               static_cast<float>(prune),
+                               passes,
+                               logistic,
+                               seed},
+                              static_cast<xmplug::InstructionSet>(set), threads);
+}
+
+// Lengths of the arrays of trained weights, then the arrays, into memory of the caller's.
+std::tuple<size_t, size_t, size_t> linear_sizes(const xmplug::LinearWeights& weights) {
+  return {weights.group_indptr.size(), weights.features.size(), weights.columns.size()};
+}
+
+void linear_copy(const xmplug::LinearWeights& from, uintptr_t group_indptr, uintptr_t features,
+                 uintptr_t feature_indptr, uintptr_t columns, uintptr_t weights, uintptr_t biases) {
+  std::copy(from.group_indptr.begin(), from.group_indptr.end(), at<int64_t>(group_indptr));
+  std::copy(from.features.begin(), from.features.end(), at<int32_t>(features));
+  std::copy(from.feature_indptr.begin(), from.feature_indptr.end(), at<int64_t>(feature_indptr));
+  std::copy(from.columns.begin(), from.columns.end(), at<int32_t>(columns));
+  std::copy(from.weights.begin(), from.weights.end(), at<float>(weights));
+  std::copy(from.biases.begin(), from.biases.end(), at<float>(biases));
+}
+
+bool linear_scores(uintptr_t indptr, uintptr_t indices, uintptr_t values, int64_t num_texts, int64_t num_features,
+                   uintptr_t groups, int64_t num_groups, uintptr_t group_indptr, uintptr_t group_features,
+                   uintptr_t feature_indptr, uintptr_t columns, uintptr_t weights, uintptr_t biases, uintptr_t nodes,
+                   int64_t width, uintptr_t scores, int threads) {
+  return xmplug::linear_scores({{at<const int64_t>(indptr), at<const int32_t>(indices), at<const float>(values)},
+                                num_texts,
+                                num_features,
+                                at<const int64_t>(groups),
+                                num_groups,
+                                at<const int64_t>(group_indptr),
+                                at<const int32_t>(group_features),
+                                at<const int64_t>(feature_indptr),
+                                at<const int32_t>(columns),
+                                at<const float>(weights),
+                                at<const float>(biases),
+                                at<const int64_t>(nodes),
+                                width,
+                                at<float>(scores)},
+                               threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -111,6 +174,9 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("ranking_sums_int64_int64", &ranking_sums<int64_t, int64_t>, without_gil);
   module.def("inverse_norms", &inverse_norms, without_gil);
   module.def("split_segments", &split_segments, without_gil);
+  py::class_<xmplug::LinearWeights>(module, "LinearWeights").def("sizes", &linear_sizes).def("copy", &linear_copy);
+  module.def("train_linear", &train_linear, without_gil);
+  module.def("linear_scores", &linear_scores, without_gil);
   module.def("sparse_adam_step_float", &sparse_adam_step<float>, without_gil);
   module.def("sparse_adam_step_bfloat16", &sparse_adam_step<xmplug::BFloat16>, without_gil);
 }

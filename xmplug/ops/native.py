@@ -18,6 +18,8 @@ OPERATIONS = (
     "ranking_metrics",
     "build_label_tree",
     "sparse_adam_step",
+    "train_linear",
+    "linear_scores",
 )
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")  # in the order of csrc/cpu/instruction_sets.h
 

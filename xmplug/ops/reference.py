@@ -258,3 +258,93 @@ def sparse_adam_step(
     exp_avg[rows], exp_avg_sq[rows] = avg, sq
     weight[rows] = (weight[rows].float() - step_size * (avg / (sq.sqrt() + eps))).to(weight.dtype)
     return True
+
+
+def train_linear(
+    features: sparse.csr_matrix,
+    true: sparse.csc_matrix,
+    groups: np.ndarray,
+    examples: sparse.csc_matrix,
+    logistic: bool,
+    cost: float,
+    bias: float,
+    tolerance: float,
+    passes: int,
+    prune: float,
+    seed: int,
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Weights (nodes, F) and biases (nodes,), node by node: algorithm 1 of Hsieh et al. (2008), or algorithm 5 of Yu et
+    al. (2011), without shrinking."""
+    biases, found = np.zeros(groups[-1]), []
+    for group, (first, last) in enumerate(pairwise(groups)):
+        texts = examples.indices[examples.indptr[group] : examples.indptr[group + 1]]
+        rows = sparse.csr_matrix(sparse.hstack([features[texts], np.full((len(texts), 1), bias)]), dtype=np.float64)
+        for node in range(first, last):
+            labels = np.where(np.isin(texts, true.indices[true.indptr[node] : true.indptr[node + 1]]), 1.0, -1.0)
+            order = np.random.default_rng([seed, group])
+            solve = _logistic if logistic else _squared_hinge
+            weights = solve(rows, labels, cost, tolerance, passes, order)
+            biases[node] = weights[-1] * bias
+            found.append(sparse.csr_matrix(np.where(np.abs(weights[:-1]) >= prune, weights[:-1], 0.0)))
+    if not found:
+        return sparse.csr_matrix((0, features.shape[1])), biases
+    return sparse.csr_matrix(sparse.vstack(found)), biases
+
+
+def _squared_hinge(
+    rows: sparse.csr_matrix, labels: np.ndarray, cost: float, tolerance: float, passes: int, order: np.random.Generator
+) -> np.ndarray:
+    weights, alpha = np.zeros(rows.shape[1]), np.zeros(len(labels))
+    diagonal = rows.multiply(rows).sum(axis=1).A1 + 0.5 / cost
+    for _ in range(passes):
+        projected = np.zeros(len(labels))
+        for row in order.permutation(len(labels)):
+            at = slice(rows.indptr[row], rows.indptr[row + 1])
+            places, values = rows.indices[at], rows.data[at]
+            gradient = labels[row] * (weights[places] @ values) - 1 + 0.5 / cost * alpha[row]
+            projected[row] = min(gradient, 0.0) if alpha[row] == 0 else gradient
+            change = max(alpha[row] - gradient / diagonal[row], 0.0) - alpha[row]
+            alpha[row] += change
+            weights[places] += change * labels[row] * values
+        if not len(labels) or np.ptp(projected) <= tolerance:
+            break
+    return weights
+
+
+def _logistic(
+    rows: sparse.csr_matrix, labels: np.ndarray, cost: float, tolerance: float, passes: int, order: np.random.Generator
+) -> np.ndarray:
+    alpha = np.full(len(labels), min(1e-3 * cost, 1e-8))
+    weights = rows.T @ (alpha * labels)
+    sizes = rows.multiply(rows).sum(axis=1).A1
+    for _ in range(passes):
+        most = 0.0
+        for row in order.permutation(len(labels)):
+            at = slice(rows.indptr[row], rows.indptr[row + 1])
+            places, values = rows.indices[at], rows.data[at]
+            margin = labels[row] * (weights[places] @ values)
+            most = max(most, abs(margin + np.log(alpha[row] / (cost - alpha[row]))))
+            # The root of an ascending function, between numbers where it is below and above 0.
+            low, high = 0.0, cost
+            for _ in range(80):
+                middle = (low + high) / 2
+                slope = sizes[row] * (middle - alpha[row]) + margin + np.log(middle / (cost - middle))
+                low, high = (low, middle) if slope > 0 else (middle, high)
+            change = np.clip((low + high) / 2, 1e-30, cost * (1 - 1e-7)) - alpha[row]
+            alpha[row] += change
+            weights[places] += change * labels[row] * values
+        if most < tolerance:
+            break
+    return weights
+
+
+def linear_scores(
+    features: sparse.csr_matrix, weights: sparse.csr_matrix, biases: np.ndarray, nodes: np.ndarray
+) -> np.ndarray:
+    """w . x + bias of the nodes (B,C) of each text; 0 where there is none."""
+    scores = np.zeros(nodes.shape, np.float32)
+    for row, wanted in enumerate(nodes):
+        there = wanted >= 0
+        found = weights[wanted[there]] @ features[row].toarray()[0]
+        scores[row, there] = found + biases[wanted[there]]
+    return scores

@@ -138,6 +138,68 @@ def build_label_tree(features: sparse.csr_matrix, branching: int, max_leaf: int,
     return LabelTree(offsets, np.append(first_child, offsets[-1]), order)
 
 
+def cluster_label_tree(features: sparse.csr_matrix, branching: int, max_leaf: int, seed: int) -> LabelTree:
+    """A shallow label tree by spherical k-means with clusters of any size (Bonsai: Khandagale, Xiao and Babbar, 2020).
+
+    features (L, F): a row per label; empty rows are placed too. A node with more than `max_leaf` labels is split into
+    at most `branching` clusters; one with fewer is handed down as it is, so that all labels are at one depth. Where
+    k-means finds less than two clusters, the labels are dealt out evenly. The same seed gives the same tree.
+
+    Raises KernelError for L = 0, branching < 2, max_leaf < 1.
+    """
+    num_labels = features.shape[0]
+    if num_labels < 1 or branching < 2 or max_leaf < 1:
+        raise KernelError(
+            f"a label tree needs at least 1 label, branching 2 and max_leaf 1; "
+            f"got {num_labels}, {branching} and {max_leaf}"
+        )
+    rows = sparse.csr_matrix(features, dtype=np.float32)
+    norms = np.sqrt(rows.multiply(rows).sum(axis=1)).A1
+    if not np.isfinite(norms).all():
+        raise KernelError("label features hold values that are not finite")
+    rows = sparse.csr_matrix(sparse.diags((1 / np.maximum(norms, 1e-12)).astype(np.float32)) @ rows)
+    random = np.random.default_rng(seed)
+    levels = [[np.arange(num_labels)]]
+    while max(map(len, levels[-1])) > max_leaf:
+        levels.append([])
+        for cluster in levels[-2]:
+            levels[-1] += _clusters(rows[cluster], cluster, branching, random) if len(cluster) > max_leaf else [cluster]
+    levels.append([label[None] for cluster in levels[-1] for label in cluster])
+    # Where the labels of each node end says which node above it is under.
+    ends = [np.cumsum([len(cluster) for cluster in level]) for level in levels]
+    offsets = np.cumsum([0, *map(len, levels)])
+    first_child = [
+        np.searchsorted(below, np.append(0, above[:-1]), side="right") + start
+        for above, below, start in zip(ends, ends[1:], offsets[1:])
+    ]
+    return LabelTree(offsets, np.append(np.concatenate(first_child), offsets[-1]), np.concatenate(levels[-1]))
+
+
+def _clusters(
+    rows: sparse.csr_matrix, labels: np.ndarray, branching: int, random: np.random.Generator
+) -> list[np.ndarray]:
+    """The labels in at most `branching` clusters by spherical k-means."""
+    used, columns = np.unique(rows.indices, return_inverse=True)
+    rows = sparse.csr_matrix((rows.data, columns, rows.indptr), shape=(rows.shape[0], max(1, len(used))))
+    count = min(branching, len(labels))
+    centroids = rows[np.sort(random.choice(len(labels), count, replace=False))]
+    member = np.full(len(labels), -1)
+    for _ in range(ROUNDS):
+        nearest = (rows @ np.ascontiguousarray(centroids.toarray().T)).argmax(axis=1)
+        if np.array_equal(nearest, member):
+            break
+        member = nearest
+        belongs = sparse.csr_matrix(
+            (np.ones(len(labels), np.float32), (member, np.arange(len(labels)))), shape=(count, len(labels))
+        )
+        centroids = sparse.csr_matrix(belongs @ rows)
+        norms = np.sqrt(centroids.multiply(centroids).sum(axis=1)).A1
+        centroids = sparse.csr_matrix(sparse.diags((1 / np.maximum(norms, 1e-12)).astype(np.float32)) @ centroids)
+    if len(np.unique(member)) < 2:
+        member = np.arange(len(labels)) * count // len(labels)
+    return [labels[member == cluster] for cluster in np.unique(member)]
+
+
 def _level_sizes(num_labels: int, branching: int, max_leaf: int) -> list[int]:
     sizes = [num_labels, -(-num_labels // max_leaf)]
     while sizes[-1] > 1:

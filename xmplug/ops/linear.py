@@ -1,0 +1,256 @@
+"""Linear classifiers on sparse features, one for each node of a tree level: training and scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+from scipy import sparse
+
+from xmplug.errors import KernelError
+from xmplug.ops import native, reference
+
+LinearLoss = Literal["squared_hinge", "logistic"]
+
+
+@dataclass(frozen=True, eq=False)
+class LinearWeights:
+    """A sparse weight vector and a bias for each node of a level; nodes lie in groups of siblings.
+
+    The weights of a group lie together, feature by feature, so that one pass over a text's features scores all siblings
+    ("chunks" of Etter et al., WWW 2022).
+
+    num_features: F, the length of a feature vector
+    groups (G+1,) int64: nodes of group g are groups[g] to groups[g + 1]
+    group_indptr (G+1,) int64: its features, ascending, are features[group_indptr[g]:group_indptr[g + 1]]
+    features (R,) int32
+    feature_indptr (R+1,) int64: entries of each of these features
+    columns (E,) int32: the place of an entry's node in its group, ascending for a feature
+    weights (E,) float32
+    biases (nodes,) float32
+    """
+
+    num_features: int
+    groups: np.ndarray
+    group_indptr: np.ndarray
+    features: np.ndarray
+    feature_indptr: np.ndarray
+    columns: np.ndarray
+    weights: np.ndarray
+    biases: np.ndarray
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.biases)
+
+    def to_matrix(self) -> sparse.csr_matrix:
+        """(nodes, F) CSR: the weights without the biases."""
+        group = np.repeat(np.arange(len(self.groups) - 1), np.diff(self.group_indptr))  # of each feature
+        per_feature = np.diff(self.feature_indptr)
+        rows = np.repeat(self.groups[:-1][group], per_feature) + self.columns
+        shape = (self.num_nodes, self.num_features)
+        return sparse.csr_matrix((self.weights, (rows, np.repeat(self.features, per_feature))), shape=shape)
+
+    def rows(self, nodes: np.ndarray) -> sparse.csr_matrix:
+        """(len(nodes), F) CSR: the weights of some nodes."""
+        found = []
+        for group, place in zip(np.searchsorted(self.groups, nodes, side="right") - 1, nodes):
+            first, last = self.group_indptr[group], self.group_indptr[group + 1]
+            entries = slice(self.feature_indptr[first], self.feature_indptr[last])
+            own = np.flatnonzero(self.columns[entries] == place - self.groups[group])
+            feature = np.searchsorted(self.feature_indptr, own + entries.start, side="right") - 1
+            row = (np.zeros(len(own), np.int64), self.features[feature])
+            found.append(sparse.csr_matrix((self.weights[entries][own], row), shape=(1, self.num_features)))
+        return sparse.csr_matrix(sparse.vstack(found)) if found else sparse.csr_matrix((0, self.num_features))
+
+    @classmethod
+    def joined(cls, parts: Sequence[LinearWeights]) -> LinearWeights:
+        """The nodes of several levels, one behind another, as one."""
+
+        def offsets(name: str) -> np.ndarray:
+            ends = np.cumsum([0, *(getattr(part, name)[-1] for part in parts)])
+            return np.concatenate([[0], *(getattr(part, name)[1:] + end for part, end in zip(parts, ends))])
+
+        flat = (np.concatenate([getattr(part, name) for part in parts]) for name in ("columns", "weights", "biases"))
+        features = np.concatenate([part.features for part in parts])
+        indptr = offsets("group_indptr"), features, offsets("feature_indptr")
+        return cls(parts[0].num_features, offsets("groups"), *indptr, *flat)
+
+    @classmethod
+    def of_matrix(cls, matrix: sparse.csr_matrix, biases: np.ndarray, groups: np.ndarray) -> LinearWeights:
+        """The inverse of `to_matrix`."""
+        groups = np.ascontiguousarray(groups, dtype=np.int64)
+        entries = sparse.coo_matrix(matrix)
+        group = np.searchsorted(groups, entries.row, side="right") - 1
+        order = np.lexsort((entries.row, entries.col, group))
+        group, row, column = group[order], entries.row[order], entries.col[order]
+        new = np.ones(len(order), bool)
+        new[1:] = (np.diff(group) != 0) | (np.diff(column) != 0)
+        starts = np.flatnonzero(new)
+        return cls(
+            matrix.shape[1],
+            groups,
+            np.searchsorted(group[starts], np.arange(len(groups))).astype(np.int64),
+            column[starts].astype(np.int32),
+            np.append(starts, len(order)).astype(np.int64),
+            (row - groups[group]).astype(np.int32),
+            entries.data[order].astype(np.float32),
+            np.ascontiguousarray(biases, dtype=np.float32),
+        )
+
+
+def train_linear(
+    features: sparse.csr_matrix,
+    targets: sparse.csr_matrix,
+    groups: np.ndarray,
+    active: sparse.csr_matrix,
+    *,
+    loss: LinearLoss = "squared_hinge",
+    cost: float = 1.0,
+    bias: float = 1.0,
+    tolerance: float = 0.1,
+    passes: int = 100,
+    prune: float = 0.0,
+    seed: int = 0,
+) -> LinearWeights:
+    """Train an L2-regularised linear classifier for each node of a level, by dual coordinate descent.
+
+    features (N,F): the texts. targets (N,nodes): not 0 where a node is true. groups (G+1,) int64, ascending: nodes of
+    group g are groups[g] to groups[g + 1]. active (N,G): not 0 where a text is an example for the nodes of a group; it
+    is a negative one for those of them that are not true.
+
+    Each node n minimises  |w|^2 / 2 + cost * sum over its texts of loss(y (w . x)),  where y is 1 for a true text and
+    -1 for another, x has one more feature of the value `bias` (0: none), and loss(m) is max(0, 1 - m)^2 or
+    log(1 + exp(-m)). `tolerance` bounds the largest projected gradient of the dual at the end (for the squared hinge,
+    the range of them), `passes` the passes over the texts. Weights with |w| < `prune` are dropped. The same seed gives
+    the same weights, whatever the number of threads.
+
+    Raises KernelError for shapes that do not agree and for values that are not finite.
+    """
+    groups = np.ascontiguousarray(groups, dtype=np.int64)
+    texts, nodes = features.shape[0], int(groups[-1]) if len(groups) else 0
+    if len(groups) < 2 or groups[0] != 0 or np.any(np.diff(groups) < 0):
+        raise KernelError("groups of nodes must ascend from 0, with at least one group")
+    if targets.shape != (texts, nodes) or active.shape != (texts, len(groups) - 1):
+        raise KernelError(
+            f"{texts} texts with {nodes} nodes in {len(groups) - 1} groups need targets {(texts, nodes)} and active "
+            f"{(texts, len(groups) - 1)}; got {targets.shape} and {active.shape}"
+        )
+    if not (cost > 0 and tolerance > 0 and passes >= 1 and prune >= 0):
+        raise KernelError(
+            f"cost and tolerance must be above 0, passes at least 1, prune at least 0; got {cost}, {tolerance}, "
+            f"{passes} and {prune}"
+        )
+    rows = _rows(features)
+    if not np.isfinite(rows.data).all():
+        raise KernelError("features hold values that are not finite")
+    true, examples = _columns(targets), _columns(active)
+    module = native.cpu()
+    if module is None:
+        weights, biases = reference.train_linear(
+            rows, true, groups, examples, loss == "logistic", cost, bias, tolerance, passes, prune, seed
+        )
+        return LinearWeights.of_matrix(weights, biases, groups)
+    indptr = rows.indptr.astype(np.int64)
+    arrays = [
+        np.ascontiguousarray(array, dtype=kind)
+        for array, kind in (
+            (examples.indptr, np.int64),
+            (examples.indices, np.int32),
+            (true.indptr, np.int64),
+            (true.indices, np.int32),
+        )
+    ]
+    trained = module.train_linear(
+        indptr.ctypes.data,
+        rows.indices.ctypes.data,
+        rows.data.ctypes.data,
+        texts,
+        rows.shape[1],
+        bias,
+        groups.ctypes.data,
+        len(groups) - 1,
+        *(array.ctypes.data for array in arrays),
+        cost,
+        tolerance,
+        prune,
+        passes,
+        loss == "logistic",
+        seed,
+        native.instruction_set(),
+        native.threads(),
+    )
+    num_groups, num_features, num_entries = trained.sizes()
+    found = LinearWeights(
+        rows.shape[1],
+        groups,
+        np.empty(num_groups, np.int64),
+        np.empty(num_features, np.int32),
+        np.empty(num_features + 1, np.int64),
+        np.empty(num_entries, np.int32),
+        np.empty(num_entries, np.float32),
+        np.empty(nodes, np.float32),
+    )
+    trained.copy(*(getattr(found, field.name).ctypes.data for field in fields(found)[2:]))
+    return found
+
+
+def linear_scores(features: sparse.csr_matrix, weights: LinearWeights, nodes: np.ndarray | None = None) -> np.ndarray:
+    """w . x + bias of each text's nodes: (B,C) float32.
+
+    features (B,F) CSR; nodes (B,C) int64, negative = none, whose score is 0; None: every node of the level, in order.
+
+    Nodes of one group that stand side by side are scored together. A score does not depend on the other texts.
+    Raises KernelError for shapes that do not agree, and for nodes that are not there.
+    """
+    if features.shape[1] != weights.num_features:
+        raise KernelError(f"features of length {features.shape[1]}; the weights are for {weights.num_features}")
+    if nodes is None:
+        nodes = np.broadcast_to(np.arange(weights.num_nodes), (features.shape[0], weights.num_nodes))
+    if nodes.ndim != 2 or len(nodes) != features.shape[0]:
+        raise KernelError(f"{features.shape[0]} texts need nodes (B,C) with a row for each; got {nodes.shape}")
+    rows, nodes = _rows(features), np.ascontiguousarray(nodes, dtype=np.int64)
+    module = native.cpu()
+    if module is None:
+        if nodes.size and int(nodes.max()) >= weights.num_nodes:
+            raise KernelError(f"node {nodes.max()} is not among the {weights.num_nodes} of the weights")
+        return reference.linear_scores(rows, weights.to_matrix(), weights.biases, nodes)
+    scores = np.empty(nodes.shape, np.float32)
+    indptr = rows.indptr.astype(np.int64)
+    if not module.linear_scores(
+        indptr.ctypes.data,
+        rows.indices.ctypes.data,
+        rows.data.ctypes.data,
+        rows.shape[0],
+        rows.shape[1],
+        weights.groups.ctypes.data,
+        len(weights.groups) - 1,
+        *(getattr(weights, field.name).ctypes.data for field in fields(weights)[2:]),
+        nodes.ctypes.data,
+        nodes.shape[1],
+        scores.ctypes.data,
+        native.threads(),
+    ):
+        raise KernelError(f"a node is not among the {weights.num_nodes} of the weights")
+    return scores
+
+
+def _rows(features: sparse.csr_matrix) -> sparse.csr_matrix:
+    """As float32 CSR with ascending int32 indices, each once."""
+    rows = sparse.csr_matrix(features, dtype=np.float32)
+    if not rows.has_canonical_format:
+        rows = rows.copy()
+        rows.sum_duplicates()
+    if rows.indices.dtype != np.int32:
+        rows = sparse.csr_matrix((rows.data, rows.indices.astype(np.int32), rows.indptr), shape=rows.shape)
+    return rows
+
+
+def _columns(matrix: sparse.csr_matrix) -> sparse.csc_matrix:
+    """As CSC with ascending indices, each once, and no stored zeros."""
+    columns = sparse.csc_matrix(matrix)
+    columns.sum_duplicates()
+    columns.eliminate_zeros()
+    return columns
