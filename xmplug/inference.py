@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ import torch
 from .data import TokenStore
 from .data.batches import inference_order, make_batch
 from .errors import ConfigError
-from .interfaces import Batch, Encoder, Neighbour, Shortlist
+from .interfaces import Batch, Neighbour, Shortlist
 from .model import LevelModel, Model
 from .ops import beam_step
 
@@ -42,9 +41,9 @@ class Prediction:
 class Explanation:
     """What carried a prediction.
 
-    words: those with most of its attention, (word, start, end, weight), best first; None where the method has no
-    attention to words. neighbours: the training documents like the text that have the label, or one that it is inferred
-    from, nearest first; None where the method looks for none.
+    words: those with most of its attention, or the n-grams that add most to its logit, (word, start, end, weight), best
+    first; None where the method tells neither. neighbours: the training documents like the text that have the label, or
+    one that it is inferred from, nearest first; None where the method looks for none.
     """
 
     prediction: Prediction
@@ -104,7 +103,7 @@ def rank_level(
                 scores = torch.from_numpy(above.scores[places]).to(where)
             shortlist = model.structure.shortlist(level, batch, nodes, scores)
             with autocast(model.config.training.precision):
-                logits = model.score(level, batch, shortlist).logits.float()  # (B,C)
+                logits = model.score(level, batch, shortlist).logits.float().to(where)  # (B,C)
             if shortlist.nodes is None:
                 best, found = logits.sigmoid().topk(k)
             else:
@@ -150,9 +149,7 @@ class Tagger:
         depth = k if len(self.models) == 1 else max(10 * k, 50)
         rankings = []
         for model in self.models:
-            encoder = model.level(0).encoder
-            store = TokenStore.of_texts(encoder.tokenizer, texts, encoder.max_tokens)
-            rankings.append(rank_labels(model, store, depth))
+            rankings.append(rank_labels(model, model.read(texts), depth))
         return rankings[0] if len(rankings) == 1 else _mean(rankings, min(k, self.labels.num_trained))
 
     def predict(self, texts: Sequence[str], k: int = 5, threshold: float = 0.0) -> list[list[Prediction]]:
@@ -177,29 +174,25 @@ class Tagger:
 
         An ensemble is explained by its first member. Raises ConfigError when the method has neither.
         """
-        module, batch, encoder = self._one(text)
+        module, batch = self._one(text)
         neighbours = self.neighbours(text)
         predictions = self.predict([text], k)[0]
         labels = [self.labels.index(prediction.label) for prediction in predictions]
         leaves = np.argsort(self.models[0].structure.leaf_labels())[labels]
-        with torch.no_grad():
-            shortlist = Shortlist(nodes=torch.tensor(leaves[None], dtype=torch.int64, device=batch.tokens.device))
-            weights = module.fusion.attention(encoder(batch), shortlist)  # (1,C,T)
-        if weights is None and neighbours is None:
+        carried = _carried(module, batch, leaves, text)
+        if carried is None and neighbours is None:
             config = self.models[0].config
             raise ConfigError(
                 f"--explain needs attention or neighbours; the fusion {config.components['fusion'].id!r} has no "
                 f"attention to words, the label context {config.components['label_context'].id!r} no neighbours"
             )
-        spans = encoder.tokenizer.spans(text)[: int(batch.lengths[0])]
-        carried: Any = [None] * len(labels) if weights is None else weights[0].float().cpu().numpy()
         return [
             Explanation(
                 prediction,
-                None if row is None else _heaviest(text, spans, row, words),
+                None if carried is None else _heaviest(text, carried[0], carried[1][row], words),
                 neighbours and [found for found in neighbours if label in found.labels + found.inferred],
             )
-            for prediction, label, row in zip(predictions, labels, carried)
+            for row, (prediction, label) in enumerate(zip(predictions, labels))
         ]
 
     def neighbours(self, text: str) -> list[Neighbour] | None:
@@ -207,15 +200,33 @@ class Tagger:
         found = self.models[0].context.neighbours(self._one(text)[1])
         return None if found is None else found[0]
 
-    def _one(self, text: str) -> tuple[LevelModel, Batch, Encoder]:
-        """The last level of the first model, `text` as a batch, and the encoder for it."""
+    def _one(self, text: str) -> tuple[LevelModel, Batch]:
+        """The last level of the first model, and `text` as a batch."""
         model = self.models[0]
         module = model.level(model.structure.num_levels - 1).eval()
-        store = TokenStore.of_texts(module.encoder.tokenizer, [text], module.encoder.max_tokens)
-        return module, make_batch(store, np.zeros(1, np.int64)).to(device()), module.encoder
+        return module, make_batch(model.read([text]), np.zeros(1, np.int64)).to(device())
 
     def _prediction(self, label: int, score: float) -> Prediction:
         return Prediction(self.labels.ids[label], self.labels.names[label], float(score))
+
+
+@torch.no_grad()
+def _carried(
+    module: LevelModel, batch: Batch, leaves: np.ndarray, text: str
+) -> tuple[list[tuple[int, int]], np.ndarray] | None:
+    """Where in `text` its words stand, and how much each carried of the score of each leaf (C, words); None where the
+    method does not tell. Words are tokens with their attention, or n-grams with what they add to the logit."""
+    encoder, fusion = module.encoder, module.fusion
+    shortlist = Shortlist(nodes=torch.tensor(leaves[None], dtype=torch.int64, device=batch.tokens.device))
+    encoded = encoder(batch)
+    attention = fusion.attention(encoded, shortlist)  # (1,C,T)
+    if attention is not None and encoder.tokenizer is not None:
+        return encoder.tokenizer.spans(text)[: int(batch.lengths[0])], attention[0].float().cpu().numpy()
+    added = fusion.contributions(encoded, shortlist)  # (C,F)
+    if added is None:
+        return None
+    found = encoder.occurrences(text)
+    return list(found.values()), added[:, list(found)].toarray()
 
 
 def _heaviest(

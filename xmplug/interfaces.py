@@ -11,10 +11,10 @@ loss runs on any structure. Node ids count from 0 within their level; at the las
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,10 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .data import Corpus, LabelSet, Tokenizer
+    from .data import Corpus, Documents, LabelSet, Tokenizer
+
+MarginLoss = Literal["squared_hinge", "logistic"]
+"""Of the margin m = y z, y = 1 for a true node and -1 for another: max(0, 1 - m)^2, or log(1 + exp(-m))."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,16 @@ class Batch:
 
     training: these are training documents, whatever is done with them: what looks for like documents among those of
     training must leave each one itself out, or its own labels leak.
+    features (B,F) CSR: what an encoder that reads raw text has made of the texts. candidates (B,L) CSR: the same for a
+    label structure: the labels to score, with a number above 0 each. Of training documents, their own labels too.
     """
 
     index: Tensor
     tokens: Tensor
     lengths: Tensor
     training: bool = False
+    features: csr_matrix | None = None
+    candidates: csr_matrix | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -61,16 +68,19 @@ class Batch:
         return places[None, :] < self.lengths[:, None]
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.index.to(device), self.tokens.to(device), self.lengths.to(device), self.training)
+        tensors = self.index.to(device), self.tokens.to(device), self.lengths.to(device)
+        return Batch(*tensors, self.training, self.features, self.candidates)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Texts as vectors. pooled (B,D) or (B,n,D): one or n vectors for a text; states (B,T,D); mask (B,T) bool."""
+    """Texts as vectors. pooled (B,D) or (B,n,D): one or n vectors for a text; states (B,T,D); mask (B,T) bool;
+    features (B,F) CSR: sparse vectors."""
 
     mask: Tensor
     states: Tensor | None = None
     pooled: Tensor | None = None
+    features: csr_matrix | None = None
 
 
 @dataclass(frozen=True)
@@ -155,13 +165,16 @@ class Targets:
 
 
 class Encoder(nn.Module, ABC):
-    """Turns the tokens of a text into vectors."""
+    """Turns the tokens of a text, or the raw text, into vectors."""
 
-    tokenizer: Tokenizer
+    sparse: ClassVar[bool] = False
+    """Whether it makes sparse vectors of raw texts (`read`), which only a fusion that is sparse too can score."""
+    tokenizer: Tokenizer | None
+    """None where the encoder reads no tokens."""
     max_tokens: int
     """Longer texts are cut here."""
     size: int
-    """D, the length of a state or pooled vector."""
+    """D, the length of a state or pooled vector; of a sparse encoder F."""
 
     @classmethod
     @abstractmethod
@@ -180,6 +193,14 @@ class Encoder(nn.Module, ABC):
     def word_vectors(self) -> Tensor | None:
         """(V,D') for each token id a vector that does not depend on its neighbours, or None where there is none."""
         return None
+
+    def read(self, texts: Documents | Sequence[str]) -> csr_matrix | None:
+        """(N,F) sparse vectors of raw texts; None of an encoder that is not sparse. Called once for each split."""
+        return None
+
+    def occurrences(self, text: str) -> dict[int, tuple[int, int]]:
+        """Where in a text each of its sparse features first stands, as character offsets; for explanation."""
+        return {}
 
     @abstractmethod
     def forward(self, batch: Batch) -> Encoded:
@@ -222,6 +243,18 @@ class LabelStructure(ABC):
         nodes (B,b) int64, -1 = none, and scores (B,b) are None at level 0. No node may appear twice for a text.
         """
 
+    def siblings(self, level: int) -> np.ndarray:
+        """(G+1,) int64: the children of node g of the level above are siblings[g] .. siblings[g + 1] - 1 of this one.
+
+        At level 0, and by default, there is one group of all nodes.
+        """
+        return np.array([0, self.level_size(level)], np.int64)
+
+    def read(self, texts: Documents | Sequence[str]) -> csr_matrix | None:
+        """(N,L) the labels to score for each raw text, with a number above 0 each; None of a structure that chooses
+        them in another way. Called once for each split; `shortlist` gets the rows in `Batch.candidates`."""
+        return None
+
     @abstractmethod
     def leaf_labels(self) -> np.ndarray:
         """(level_size(last),) int64: the label that each node of the last level stands for."""
@@ -263,6 +296,13 @@ class Fusion(nn.Module, ABC):
     """Parameters with a row for each node. They start afresh at each level; all others are taken from above."""
     reads_label_texts: ClassVar[bool] = False
     """Whether `forward` reads the label texts; where it does not, a label context is left out."""
+    sparse: ClassVar[bool] = False
+    """Whether it scores `Encoded.features`, the sparse vectors of an encoder that is sparse too."""
+    solved: ClassVar[bool] = False
+    """Whether a level is fitted by one call of `solve` instead of by steps along a gradient."""
+    ranked_negatives: bool = False
+    """Of a fusion that is solved: whether texts for which the level above ranks a node high are examples for its
+    children, besides those for which the node is true."""
 
     @classmethod
     @abstractmethod
@@ -276,13 +316,38 @@ class Fusion(nn.Module, ABC):
         labels: the label texts that inform each text, read by the encoder; given where the label context has some.
         """
 
+    def solve(
+        self,
+        features: csr_matrix,
+        targets: csr_matrix,
+        siblings: np.ndarray,
+        examples: csr_matrix,
+        margin_loss: MarginLoss,
+        progress: Callable[[str], None],
+    ) -> None:
+        """Fit all weights of a level at once.
+
+        features (N,F); targets (N,nodes): the true nodes; siblings (G+1,): groups of nodes, of
+        `LabelStructure.siblings`; examples (N,G): not 0 where a text is an example for the nodes of a group.
+        progress: to be called now and then, with a line for the user or nothing; it raises to end the training.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not solved")
+
     def attention(self, encoded: Encoded, shortlist: Shortlist) -> Tensor | None:
         """(B,C,T): the weight of each token in each candidate's score, or None where the method has none."""
+        return None
+
+    def contributions(self, encoded: Encoded, shortlist: Shortlist) -> csr_matrix | None:
+        """(C,F) of one text: what each of its sparse features adds to each candidate's logit; None where the method has
+        no such sum."""
         return None
 
 
 class Loss(nn.Module, ABC):
     """Holds the scores against the true nodes."""
+
+    margin_loss: ClassVar[MarginLoss | None] = None
+    """Of a loss that sums a function of the margin over the candidates, which one; for fusions that are solved."""
 
     @classmethod
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from torch import nn
 
 from .components.nothing import NoContext
 from .config import RunConfig
-from .data import Corpus
-from .errors import ResourceError
+from .data import Corpus, Documents, TokenStore
+from .errors import ConfigError, ResourceError
 from .interfaces import (
     Batch,
     Encoder,
@@ -49,6 +50,22 @@ def _context(config: RunConfig) -> type[LabelContext]:
     return context
 
 
+def _check_parts(config: RunConfig) -> None:
+    """Raises ConfigError for components that do not fit one another."""
+    encoder, fusion = config.components["encoder"], config.components["fusion"]
+    reads, makes = fusion.resolve().sparse, encoder.resolve().sparse
+    if reads != makes:
+        kinds = {True: "sparse vectors of raw text", False: "vectors of tokens"}
+        raise ConfigError(
+            f"fusion {fusion.id} scores {kinds[reads]}, encoder {encoder.id} makes {kinds[makes]}; exchange one of them"
+        )
+    if fusion.resolve().solved and config.components["loss"].resolve().margin_loss is None:
+        raise ConfigError(
+            f"fusion {fusion.id} is solved for a sum of margins, which loss {config.components['loss'].id} is not; "
+            "give --loss core:bce, or one that names its margin_loss"
+        )
+
+
 class Model(nn.Module):
     """All levels, from the top. Levels below the first are made when training reaches them (`add_level`)."""
 
@@ -65,9 +82,12 @@ class Model(nn.Module):
     @classmethod
     def fit(cls, config: RunConfig, corpus: Corpus) -> Model:
         """A new model for these training texts, with its first level."""
+        _check_parts(config)
         torch.manual_seed(config.training.seed)
-        structure = config.components["label_structure"].resolve().fit(config.options["label_structure"], corpus)
         encoder = config.components["encoder"].resolve().fit(config.options["encoder"], corpus)
+        if (features := encoder.read(corpus.documents)) is not None:
+            corpus.features = features
+        structure = config.components["label_structure"].resolve().fit(config.options["label_structure"], corpus)
         context = _context(config).fit(config.options["label_context"], corpus, encoder)
         if not isinstance(context, config.components["label_context"].resolve()):
             fusion, unread = config.components["fusion"].id, config.components["label_context"].id
@@ -105,6 +125,18 @@ class Model(nn.Module):
         module = self.levels[level]
         assert isinstance(module, LevelModel)
         return module
+
+    def read(self, texts: Documents | Sequence[str]) -> TokenStore:
+        """Tokens of texts, and what encoder and structure make of the raw texts."""
+        encoder = self.level(0).encoder
+        if encoder.tokenizer is None:
+            store = TokenStore.without_tokens(len(texts))
+        elif isinstance(texts, Documents):
+            store = TokenStore.of_documents(encoder.tokenizer, texts, encoder.max_tokens)
+        else:
+            store = TokenStore.of_texts(encoder.tokenizer, texts, encoder.max_tokens)
+        store.features, store.candidates = encoder.read(texts), self.structure.read(texts)
+        return store
 
     def score(self, level: int, batch: Batch, shortlist: Shortlist) -> Scores:
         """Scores of the candidates at `level`, with the label texts that inform them."""

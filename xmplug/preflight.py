@@ -23,6 +23,9 @@ def check_resources(model: Model, store: TokenStore, out: Path) -> str:
     """
     settings = model.config.training
     structure, module = model.structure, model.level(0)
+    if module.fusion.solved:  # how many weights it will keep shows only afterwards
+        nodes = " + ".join(f"{structure.level_size(level):,}" for level in range(structure.num_levels))
+        return f"{module.encoder.size:,} features, {nodes} nodes, solved level by level"
     shared = sum(parameter.numel() for parameter in module.parameters())
     size = module.encoder.size
     first = sum(

@@ -199,21 +199,18 @@ class Trainer:
     def _prepare(
         self, train_split: Documents, dev_split: Documents, labels_of_train: csr_matrix, labels: LabelSet
     ) -> None:
-        encoder = self.model.level(0).encoder
-        self.train_data = Split(
-            TokenStore.of_documents(encoder.tokenizer, train_split, encoder.max_tokens), labels_of_train
-        )
-        self.dev_data = Split(
-            TokenStore.of_documents(encoder.tokenizer, dev_split, encoder.max_tokens),
-            dev_split.targets(labels),
-        )
+        self.train_data = Split(self.model.read(train_split), labels_of_train)
+        candidates = self.train_data.store.candidates
+        if candidates is not None:
+            self.train_data.store.candidates = candidates.maximum(labels_of_train.astype(candidates.dtype)).tocsr()
+        self.dev_data = Split(self.model.read(dev_split), dev_split.targets(labels))
         if self.settings.dev_documents is not None and self.settings.dev_documents < len(self.dev_data.store):
             chosen = np.sort(
                 np.random.default_rng(self.settings.seed).permutation(len(self.dev_data.store))[
                     : self.settings.dev_documents
                 ]
             )
-            self.dev_data = Split(_subset(self.dev_data.store, chosen), self.dev_data.targets[chosen])
+            self.dev_data = Split(self.dev_data.store.subset(chosen), self.dev_data.targets[chosen])
         if not self.dev_data.targets[:, : self.task.num_labels].nnz:
             raise DataError("no dev text has a label that occurs in training; give more texts or another dev split")
         self.listener.message(check_resources(self.model, self.train_data.store, self.out))
@@ -229,14 +226,17 @@ class Trainer:
                 torch.manual_seed(self.settings.seed + level)
                 self.model.add_level()
                 self.model.to(device())
+            fusion = self.model.level(level).fusion
             if level >= self.position.level:
-                self._train_level(level, above_train, above_dev)
+                if fusion.solved:
+                    self._solve_level(level, above_train, above_dev)
+                else:
+                    self._train_level(level, above_train, above_dev)
                 self._checkpoint_between(level + 1)
             if level + 1 < levels:
-                above_train, above_dev = (
-                    self._rank(level, split, above)
-                    for split, above in ((self.train_data, above_train), (self.dev_data, above_dev))
-                )
+                if not fusion.solved or fusion.ranked_negatives:
+                    above_train = self._rank(level, self.train_data, above_train)
+                above_dev = self._rank(level, self.dev_data, above_dev)
         record = self._best_record(levels)
         save_run(self.model, self.out, {**self.manifest, "metrics": {"dev": record}})
         return record
@@ -325,6 +325,44 @@ class Trainer:
         weights, _ = read_tensors(self.checkpoints / f"level-{level}.safetensors")
         load_weights(module, weights, self.checkpoints / f"level-{level}.safetensors")
 
+    def _solve_level(self, level: int, above_train: Ranked | None, above_dev: Ranked | None) -> None:
+        """Fit a level whose fusion needs no steps."""
+        structure, module = self.model.structure, self.model.level(level)
+        features, margin_loss = self.train_data.store.features, self.model.loss.margin_loss
+        assert features is not None
+        assert margin_loss is not None
+        targets = structure.level_targets(level, self.train_data.targets)
+        siblings = structure.siblings(level)
+        if level:
+            examples = structure.level_targets(level - 1, self.train_data.targets)
+            if above_train is not None:
+                examples = examples.maximum(_ranked_nodes(above_train, examples.shape[1])).tocsr()
+        else:
+            examples = csr_matrix(np.ones((len(self.train_data.store), 1), np.int8))
+        if len(siblings) - 1 != examples.shape[1]:
+            raise ConfigError(
+                f"label structure {self.config.components['label_structure'].id} names {len(siblings) - 1} groups of "
+                f"siblings at level {level + 1} and has {examples.shape[1]} nodes above; correct its `siblings`"
+            )
+
+        def progress(text: str) -> None:
+            if self.listener.stop:
+                raise KeyboardInterrupt
+            if text:
+                self.listener.message(f"level {level + 1}/{structure.num_levels}: {text}")
+
+        progress("")
+        module.fusion.solve(features, targets, siblings, examples, margin_loss, progress)
+        values = dev_metrics(self.model, level, self.dev_data, self.train_data.targets, above_dev, self.settings.metric)
+        write_tensors(self.checkpoints / f"level-{level}.safetensors", module.state_dict())
+        self._record({"level": level + 1, **values})
+
+    def _record(self, record: Mapping[str, Any]) -> None:
+        self.position.evaluations += 1
+        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self.listener.evaluated(record)
+
     def _evaluate(self, level: int, average: WeightAverage, above: Ranked | None, epoch: int) -> float:
         """Metrics on dev; keep the weights when they are the best so far."""
         position, settings = self.position, self.settings
@@ -338,18 +376,9 @@ class Trainer:
             position.worse += 1
             position.finished = settings.patience is not None and position.worse >= settings.patience
         average.swap()
-        record = {
-            "level": level + 1,
-            "epoch": epoch,
-            "step": position.step,
-            "loss": round(position.loss_sum / position.loss_steps, 6),
-            **values,
-        }
-        position.evaluations += 1
+        loss = round(position.loss_sum / position.loss_steps, 6)
         position.loss_sum, position.loss_steps = 0.0, 0
-        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        self.listener.evaluated(record)
+        self._record({"level": level + 1, "epoch": epoch, "step": position.step, "loss": loss, **values})
         return values[settings.metric]
 
     def _rank(self, level: int, split: Split, above: Ranked | None) -> Ranked:
@@ -431,6 +460,13 @@ def _fingerprint(train: Documents, dev: Documents, labels: LabelSet) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def _ranked_nodes(ranked: Ranked, nodes: int) -> csr_matrix:
+    """(N, nodes) int8: 1 where a node is ranked for a text."""
+    rows, columns = np.nonzero(ranked.nodes >= 0)
+    shape = (len(ranked.nodes), nodes)
+    return csr_matrix((np.ones(len(rows), np.int8), (rows, ranked.nodes[rows, columns])), shape=shape)
+
+
 def candidates_for_training(above: Ranked, parents: csr_matrix, places: np.ndarray) -> tuple[Tensor, Tensor]:
     """The nodes whose children are a text's candidates: all true ones, then the best predicted, up to the beam.
 
@@ -474,9 +510,3 @@ def dev_metrics(
     weights = inverse_propensity(counts, model.task.labels.num_documents) if name.startswith("PS") else None
     values = ranking_metrics(top, truth.indptr, truth.indices, weights, ks)
     return {key: round(value, 6) for key, value in values.items()}
-
-
-def _subset(store: TokenStore, chosen: np.ndarray) -> TokenStore:
-    offsets = np.concatenate([[0], np.cumsum(store.lengths[chosen])])
-    tokens = np.concatenate([store[place] for place in chosen]) if len(chosen) else np.zeros(0, np.int32)
-    return TokenStore(tokens, offsets)

@@ -53,8 +53,9 @@ class _Screen(Listener):
         values = "  ".join(
             f"{name} {100 * record[name]:.2f}" for name in record if "@" in name and name[:2] in ("P@", "nD")
         )
+        steps = f" epoch {record['epoch']}: loss {record['loss']:.3f}," if "epoch" in record else ":"
         self.console.print(
-            f"level {record['level']} epoch {record['epoch']}: loss {record['loss']:.3f}, dev {values}",
+            f"level {record['level']}{steps} dev {values}",
             highlight=False,
             soft_wrap=True,
         )

@@ -39,6 +39,17 @@ class FlatConfig(ComponentConfig):
     """No options."""
 
 
+class TreeConfig(ComponentConfig):
+    """A label tree, walked from the top."""
+
+    branching: int = Field(16, ge=2, description="most children of an inner node above the clusters of labels")
+    max_leaf: int = Field(100, ge=1, description="most labels of a cluster")
+    balanced: bool = Field(
+        True, description="clusters of equal size; false: k-means with clusters of any size, which suits rare labels"
+    )
+    beam: int = Field(20, ge=1, description="nodes of a level whose children are candidates at the next")
+
+
 class NoContextConfig(ComponentConfig):
     """No options."""
 
@@ -60,7 +71,8 @@ def xmplug_label_structures() -> list[Component]:
             "xmplug.components.flat:Flat",
             FlatConfig,
             "one level: every label is scored for every text",
-        )
+        ),
+        Component("tree", "xmplug.components.tree:Tree", TreeConfig, "labels as leaves of a tree, level by level"),
     ]
 
 

@@ -17,6 +17,8 @@ class BCE(Loss):
     thousands of labels, of which a handful are true, learns slowly.
     """
 
+    margin_loss = "logistic"
+
     @classmethod
     def build(cls, config: BCEConfig, task: Task) -> BCE:
         return cls()

@@ -37,6 +37,8 @@ class Dropout(nn.Module):
 class Words(Encoder):
     """States (B,T,D): the vectors of a text's words."""
 
+    tokenizer: Tokenizer
+
     def __init__(self, config: WordsConfig, tokenizer: Tokenizer, vectors: Tensor):
         super().__init__()
         self.tokenizer, self.max_tokens, self.size = tokenizer, config.max_tokens, vectors.shape[1]

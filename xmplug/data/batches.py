@@ -38,6 +38,8 @@ def make_batch(store: TokenStore, places: np.ndarray, training: bool = False) ->
         torch.from_numpy(store.padded(places)),
         torch.from_numpy(store.lengths[places]),
         training,
+        None if store.features is None else store.features[places],
+        None if store.candidates is None else store.candidates[places],
     )
 
 

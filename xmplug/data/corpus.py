@@ -25,7 +25,8 @@ class Corpus:
 
     @cached_property
     def features(self) -> csr_matrix:
-        """(N, words) float32: TF-IDF of the full texts, rows of unit length."""
+        """(N,F) float32: TF-IDF of the words of the full texts, rows of unit length; what the encoder reads instead,
+        where it is sparse."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         vectorizer = TfidfVectorizer(

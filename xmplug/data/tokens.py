@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+from scipy.sparse import csr_matrix
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
 from ..errors import DataError, RunError
@@ -86,11 +87,17 @@ class Tokenizer:
 
 
 class TokenStore:
-    """The tokens of many texts: one flat int32 array with offsets, both memory-mapped."""
+    """The tokens of many texts: one flat int32 array with offsets, both memory-mapped.
+
+    features, candidates: what an encoder and a label structure that read raw text have made of the texts, a sparse row
+    each (`xmplug.interfaces.Batch`); else None.
+    """
 
     def __init__(self, tokens: np.ndarray, offsets: np.ndarray):
         self.tokens, self.offsets = tokens, offsets
         self.lengths = np.diff(offsets)
+        self.features: csr_matrix | None = None
+        self.candidates: csr_matrix | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -106,6 +113,19 @@ class TokenStore:
         for row, place in enumerate(places):
             block[row, : lengths[row]] = self[place]
         return block
+
+    def subset(self, places: np.ndarray) -> TokenStore:
+        """A store in memory of the texts at `places`."""
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[places])]).astype(np.int64)
+        chosen = TokenStore(np.concatenate([np.zeros(0, np.int32), *(self[place] for place in places)]), offsets)
+        chosen.features = None if self.features is None else self.features[places]
+        chosen.candidates = None if self.candidates is None else self.candidates[places]
+        return chosen
+
+    @classmethod
+    def without_tokens(cls, texts: int) -> TokenStore:
+        """A store for an encoder that reads no tokens."""
+        return cls(np.zeros(0, np.int32), np.zeros(texts + 1, np.int64))
 
     @classmethod
     def of_texts(cls, tokenizer: Tokenizer, texts: Iterable[str], max_tokens: int) -> TokenStore:

@@ -161,10 +161,7 @@ def test_attention_sums_to_one_over_the_words_of_a_text() -> None:
 def _plt(num_labels: int, branching: int, height: int, beam: int = 3) -> PLT:
     rng = np.random.default_rng(0)
     features = csr_matrix(rng.random((num_labels, 20)).astype(np.float32))
-    return PLT(
-        PLTConfig(branching=branching, height=height, beam=beam),
-        build_label_tree(features, branching, branching, 0),
-    )
+    return PLT(build_label_tree(features, branching, branching, 0), beam, height)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ class Scope(LabelContext):
                 "the label scope looks for like texts by their word vectors, and this encoder has none; "
                 "use --encoder core:words or attentionxml:bilstm"
             )
+        assert encoder.tokenizer is not None
         # Cosines do not change with the scale, and half precision holds numbers up to 65,504.
         words = (vectors.detach().cpu() / vectors.detach().abs().max().clamp(min=1e-30).cpu()).half()
         labels = corpus.task.labels
@@ -124,6 +125,7 @@ class Scope(LabelContext):
 
     @classmethod
     def restore(cls, config: ScopeConfig, folder: Path, task: Task, encoder: Encoder) -> Scope:
+        assert encoder.tokenizer is not None
         try:
             arrays = load_file(folder / "scope.safetensors")
             with open(folder / "documents.jsonl", encoding="utf-8") as file:
