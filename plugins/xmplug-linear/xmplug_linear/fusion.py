@@ -1,0 +1,113 @@
+"""One sparse linear classifier for each node of a level."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix, diags
+
+from xmplug.interfaces import Encoded, Fusion, MarginLoss, Scores, Shortlist, Task
+from xmplug.ops import LinearWeights, linear_scores, train_linear
+
+from . import OneVsRestConfig
+
+_EXAMPLES = 20_000_000
+"""Numbers in the rows of the examples of the groups that are solved in one call: some seconds of work."""
+_ARRAYS = [field.name for field in fields(LinearWeights)[1:]]
+
+
+class OneVsRest(Fusion):
+    """The logit of a node is sharpness * (w . x + b).
+
+    The weights of a level are the arrays of `xmplug.ops.LinearWeights` as buffers, of the size that training gave them;
+    those of a run that is loaded stay in its file until they are used.
+    """
+
+    sparse = True
+    solved = True
+
+    def __init__(self, config: OneVsRestConfig, size: int, num_nodes: int, seed: int):
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.ranked_negatives = config.ranked_negatives
+        nothing = csr_matrix((num_nodes, size), dtype=np.float32)
+        self._put(LinearWeights.of_matrix(nothing, np.zeros(num_nodes), np.array([0, num_nodes])))
+        self.register_buffer("sharpness", torch.ones(()))
+
+    @classmethod
+    def build(cls, config: OneVsRestConfig, size: int, num_nodes: int, task: Task) -> OneVsRest:
+        return cls(config, size, num_nodes, task.seed)
+
+    def _put(self, weights: LinearWeights) -> None:
+        self.linear = weights
+        for name in _ARRAYS:
+            self.register_buffer(name, torch.from_numpy(getattr(weights, name)))
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        # Kept as they are, whatever their size, so that a memory-mapped file stays one.
+        if all(prefix + name in state for name in _ARRAYS):
+            self._put(LinearWeights(self.linear.num_features, *(state[prefix + name].numpy() for name in _ARRAYS)))
+        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[arg-type]
+
+    def _apply(self, function: Any, recurse: bool = True) -> OneVsRest:
+        return self  # the kernels read them on the CPU
+
+    def solve(
+        self,
+        features: csr_matrix,
+        targets: csr_matrix,
+        siblings: np.ndarray,
+        examples: csr_matrix,
+        margin_loss: MarginLoss,
+        progress: Callable[[str], None],
+    ) -> None:
+        config = self.config
+        begun = said = time.perf_counter()
+        targets, examples = targets.tocsc(), examples.tocsc()
+        # Examples of a group, each as long as its text: what solving its nodes reads in a pass.
+        work = np.diff(np.concatenate([[0], np.cumsum(np.diff(features.indptr)[examples.indices])])[examples.indptr])
+        parts = []
+        first, groups = 0, len(siblings) - 1
+        while first < groups:
+            last = first + max(1, int(np.searchsorted(np.cumsum(work[first:]), _EXAMPLES, side="right")))
+            nodes = siblings[first], siblings[last]
+            parts.append(
+                train_linear(
+                    features,
+                    targets[:, nodes[0] : nodes[1]],
+                    siblings[first : last + 1] - nodes[0],
+                    examples[:, first:last],
+                    loss=margin_loss,
+                    cost=config.cost,
+                    bias=config.bias,
+                    tolerance=config.tolerance,
+                    passes=config.passes,
+                    prune=config.prune,
+                    seed=self.seed + first,
+                )
+            )
+            first, now = last, time.perf_counter()
+            late = first < groups and now - said > 10
+            progress(f"{first:,} of {groups:,} groups" if late else "")
+            said = now if late else said
+        self._put(LinearWeights.joined(parts))
+        usual = 1.0 if margin_loss == "logistic" else 5.0
+        self.sharpness = torch.tensor(config.sharpness or usual)
+        seconds = time.perf_counter() - begun
+        progress(f"{len(self.linear.weights):,} weights of {siblings[-1]:,} nodes in {seconds:.1f} s")
+
+    def forward(self, encoded: Encoded, shortlist: Shortlist, labels: Any = None) -> Scores:
+        assert encoded.features is not None
+        nodes = None if shortlist.nodes is None else shortlist.nodes.cpu().numpy()
+        return Scores(torch.from_numpy(linear_scores(encoded.features, self.linear, nodes)) * self.sharpness)
+
+    def contributions(self, encoded: Encoded, shortlist: Shortlist) -> csr_matrix:
+        assert encoded.features is not None
+        assert shortlist.nodes is not None
+        rows = self.linear.rows(shortlist.nodes[0].cpu().numpy())
+        return csr_matrix(float(self.sharpness) * rows @ diags(encoded.features.toarray()[0]))
