@@ -240,7 +240,7 @@ def test_a_full_disk_leaves_nothing(runs: list[Path], tmp_path: Path, monkeypatc
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("xmplug.saving.shutil.copytree", refuse)
+    monkeypatch.setattr("xmplug.refinement.copy_run", refuse)
     with pytest.raises(xmplug.ResourceError, match="free space"):
         xmplug.ensemble(runs, tmp_path / "e")
     assert not list(tmp_path.iterdir())
