@@ -15,6 +15,7 @@ import pytest
 from xmplug.cli import main
 
 TRAIN = "train --plugin attentionxml --data {corpus} --out {out} "
+ENSEMBLE = "ensemble {run} {copy} --out {out} "
 QUICK = "--encoder.vectors random --encoder.hidden 4 --encoder.vector_size 4 --training.epochs 1 "
 
 
@@ -146,6 +147,52 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "weights missing": (lambda tmp: (tmp / "copy/model.safetensors").unlink(), "predict {copy}", "is missing"),
     "weights of another run": (lambda tmp: _resize(tmp), "predict {copy}", "does not fit"),
     "run of a missing plugin": (lambda tmp: _edit(tmp, "plugins", 1, "name", "acme"), "predict {copy}", "pip install"),
+    "ensemble of one run": (_nothing, "ensemble {run} --out {out}", "two runs at least"),
+    "ensemble with a missing run": (_nothing, "ensemble {run} {tmp}/none --out {out}", "no run at"),
+    "ensemble in a folder in use": (_nothing, "ensemble {run} {run} --out {copy}", "choose another --out"),
+    "ensemble without weights": (_nothing, "ensemble {run} {run} --out {out} --method weighted", "go together"),
+    "weights that nothing reads": (_nothing, "ensemble {run} {run} --out {out} --weights 1,1", "go together"),
+    "too few weights": (_nothing, ENSEMBLE + "--method weighted --weights 1", "give 2 numbers"),
+    "negative weights": (_nothing, ENSEMBLE + "--method weighted --weights 2,-1", "of 0 or more"),
+    "weights of 0": (_nothing, ENSEMBLE + "--method weighted --weights 0,0", "not all of them 0"),
+    "weights that are no numbers": (_nothing, ENSEMBLE + "--method weighted --weights a,b", "list of numbers"),
+    "unknown way to combine": (_nothing, ENSEMBLE + "--method median", "--method"),
+    "members of other labels": (
+        lambda tmp: _replace(tmp, "labels.jsonl", '"label0000"', '"labelX"'),
+        ENSEMBLE,
+        "know different labels",
+    ),
+    "members of other texts": (
+        lambda tmp: _edit(tmp, "data", "fingerprint", "another"),
+        ENSEMBLE + "--method fitted",
+        "trained on different texts",
+    ),
+    "members trained by halves": (lambda tmp: _edit(tmp, "state", value="training"), ENSEMBLE, "has not finished"),
+    "ensemble of an unknown method": (lambda tmp: _ensemble(tmp, method="median"), "predict {copy}/e", "median"),
+    "ensemble with weights missing": (lambda tmp: _ensemble(tmp, weights=[]), "predict {copy}/e", "give 1 numbers"),
+    "ensemble with weights that are none": (lambda tmp: _ensemble(tmp, weights=["a"]), "predict {copy}/e", "damaged"),
+    "calibrating no run": (_nothing, "calibrate {tmp}/none", "no run at"),
+    "calibrating on test": (_nothing, "calibrate {copy} --split test", "--split"),
+    "calibrating on few texts": (
+        _write("few.jsonl", _line("a", "label0") * 3),
+        "calibrate {copy} --data {tmp}/few.jsonl",
+        "are needed",
+    ),
+    "calibrating on a missing corpus": (_nothing, "calibrate {copy} --data {tmp}/none", "none"),
+    "corrupt calibration": (_write("copy/calibration.json", '{"maps": ['), "predict {copy}", "calibration.json"),
+    "calibration of nothing": (
+        _write("copy/calibration.json", '{"method": "platt", "maps": []}'),
+        "predict {copy}",
+        "calibration.json is damaged",
+    ),
+    "calibration that falls": (
+        _write(
+            "copy/calibration.json",
+            '{"method": "isotonic", "maps": [{"scores": [0, 1], "probabilities": [0.5, 0.1]}]}',
+        ),
+        "predict {copy}",
+        "calibration.json is damaged",
+    ),
     "run of a newer format": (lambda tmp: _edit(tmp, "format", value=99), "predict {copy}", "format 99"),
 }
 
@@ -155,9 +202,21 @@ def _damage(tmp: Path, name: str) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def _replace(tmp: Path, name: str, old: str, new: str) -> None:
+    path = tmp / "copy" / name
+    path.write_text(path.read_text().replace(old, new))
+
+
 def _resize(tmp: Path) -> None:
-    path = tmp / "copy/xmplug.json"
-    path.write_text(path.read_text().replace('"hidden": 24', '"hidden": 25'))
+    _replace(tmp, "xmplug.json", '"hidden": 24', '"hidden": 25')
+
+
+def _ensemble(tmp: Path, **wrong: object) -> None:
+    """In copy/e, an ensemble of the run and of what is wrong."""
+    shutil.copytree(tmp / "copy", tmp / "e/member-0")
+    shutil.move(tmp / "e", tmp / "copy/e")
+    content = {"format": 1, "state": "complete", "members": ["member-0"], "method": "mean", "weights": [1], **wrong}
+    (tmp / "copy/e/xmplug.json").write_text(json.dumps(content))
 
 
 def _edit(tmp: Path, *keys: str | int, value: object = None) -> None:

@@ -20,11 +20,12 @@ ORDER = [
     ("plugins",),
     ("config",),
     ("interfaces", "ops", "data"),
-    ("metrics",),
+    ("metrics", "calibration", "combination"),
     ("components", "model", "optim"),
     ("inference",),
     ("saving", "preflight"),
     ("training", "evaluation"),
+    ("refinement",),
     ("api",),
     ("cli",),
 ]

@@ -10,10 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from scipy.sparse import csr_matrix
-from sklearn.metrics import f1_score, ndcg_score, precision_score, recall_score
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, f1_score, ndcg_score, precision_score, recall_score
 
 from xmplug.errors import DataError
-from xmplug.metrics import Report, evaluate, inverse_propensity, popularity, propensity_constants, table
+from xmplug.metrics import (
+    Report,
+    brier_score,
+    calibration_error,
+    evaluate,
+    inverse_propensity,
+    popularity,
+    propensity_constants,
+    reliability,
+    table,
+    true_places,
+)
 
 
 def matrix(truth: list[list[int]], width: int) -> csr_matrix:
@@ -302,3 +314,31 @@ def test_table_puts_reports_side_by_side_in_percent() -> None:
     assert ["P", *figures] in lines
     assert ["micro-F1", *(f"{100 * report['micro-F1']:.2f}" for report in (base, ours))] in lines
     assert ["head", "P", *["-"] * 6] in lines  # no label has 100 training documents
+
+
+def test_true_places() -> None:
+    truth = matrix([[0, 2], [], [4]], 5)
+    found = true_places(np.array([[2, 1, -1], [0, 1, 2], [9, 4, 0]]), truth)
+    assert found.tolist() == [[True, False, False], [False] * 3, [False, True, False]]
+
+
+def test_brier_and_calibration_error_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.random((300, 5)).astype(np.float32) ** 3
+    hits = rng.random((300, 5)) < scores**0.7
+    assert brier_score(scores, hits) == pytest.approx(brier_score_loss(hits.ravel(), scores.ravel()))
+    share, mean = calibration_curve(hits.ravel(), scores.ravel().astype(np.float64), n_bins=15, strategy="quantile")
+    ours = reliability(scores, hits)
+    assert ours[0] == pytest.approx(mean) and ours[1] == pytest.approx(share)
+    assert ours[2].tolist() == [100] * 15
+    assert calibration_error(scores, hits) == pytest.approx(np.abs(share - mean).mean())
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins: 0.1 and 0.2 with no hit, 0.6 and 1 with one; equal scores share a bin in any order."""
+    scores, hits = np.array([0.6, 0.1, 1, 0.2]), np.array([True, False, False, False])
+    assert calibration_error(scores, hits, bins=2) == pytest.approx((0.15 + 0.3) / 2)
+    assert brier_score(scores, hits) == pytest.approx((0.4**2 + 0.1**2 + 1 + 0.2**2) / 4)
+    same = np.full(4, 0.25)
+    assert calibration_error(same, hits) == calibration_error(same, hits[::-1]) == 0
+    assert math.isnan(calibration_error(same[:0], hits[:0])) and math.isnan(brier_score(same[:0], hits[:0]))

@@ -10,7 +10,7 @@ from .hookspecs import hookimpl
 from .recipe import Component, ComponentConfig, Paper, Recipe
 
 if TYPE_CHECKING:
-    from .api import load, train
+    from .api import calibrate, ensemble, load, train
 
 # An LSTM meets at a barrier of all threads at each time step. Threads that spin there keep a busy machine from running
 # the one they wait for (measured: 200 times slower beside one busy process); threads that sleep cost next to nothing.
@@ -32,6 +32,8 @@ __all__ = [
     "ResourceError",
     "RunError",
     "XmplugError",
+    "calibrate",
+    "ensemble",
     "hookimpl",
     "load",
     "train",
@@ -39,8 +41,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Plugins import this package for their declarations; torch comes in with the first call of load or train.
-    if name in ("load", "train"):
+    # Plugins import this package for their declarations; torch comes in with the first of these calls.
+    if name in ("calibrate", "ensemble", "load", "train"):
         from . import api
 
         return getattr(api, name)

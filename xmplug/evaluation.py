@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from .saving import load_run, read_manifest
 
 _DEPTH = 20
 """Labels ranked for each text at least: F1 counts those above the threshold, and few texts have more."""
+
+_CHUNK = 8192
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,14 @@ def evaluate_run(
     none of its labels is known to the model.
     """
     tagger = load_run(run, Plugins().load(tuple(plugin_files)))
+    documents, name = split_of(run, data, split, data_format)
+    return evaluate_documents(tagger, documents, name, ks)
+
+
+def split_of(
+    run: str | Path, data: str | Path | None, split: str, data_format: str | None = None
+) -> tuple[Documents, str]:
+    """A split of `data`, or of what `run` was trained on; and what the data are called. Raises DataError for none."""
     source: dict[str, Any] = training_source(Path(run)) if data is None else {"spec": data, "format": data_format}
     name = str(source["spec"])
     if data is not None and Path(data).is_file():
@@ -54,10 +65,10 @@ def evaluate_run(
         documents = load_dataset(**source).split(split)
     if not len(documents):
         raise DataError(f"data {name!r} have no {split} split; give --split, or add the file {split}.jsonl")
-    return evaluate_documents(tagger, documents, name, ks)
+    return documents, name
 
 
-def evaluate_documents(tagger: Tagger, documents: Any, name: str, ks: Sequence[int]) -> Evaluation:
+def evaluate_documents(tagger: Tagger, documents: Documents, name: str, ks: Sequence[int]) -> Evaluation:
     """Measure `tagger` on documents with known labels. `name` of the corpus decides the propensity constants."""
     labels = tagger.labels
     truth = documents.targets(labels)
@@ -66,13 +77,10 @@ def evaluate_documents(tagger: Tagger, documents: Any, name: str, ks: Sequence[i
         raise DataError(f"no label of {name!r} is known to the model; is it the corpus for this run?")
     k = max(*ks, _DEPTH)
     settings: dict[str, Any] = {"ks": tuple(ks), "propensity": propensity_constants(name)}
-    chunks = list(_ranked(tagger, documents, k))
+    top, scores = rank_texts(tagger, documents.texts(), k)
     # A model with fewer than k labels gives shorter lists; the baseline's are filled up too.
-    missing = ((0, 0), (0, k - chunks[0][0].shape[1]))
-    predictions = (
-        np.pad(np.concatenate([top for top, _ in chunks]), missing, constant_values=-1),
-        np.pad(np.concatenate([scores for _, scores in chunks]), missing),
-    )
+    missing = ((0, 0), (0, k - top.shape[1]))
+    predictions = np.pad(top, missing, constant_values=-1), np.pad(scores, missing)
     common, share = popularity(labels.counts[: labels.num_trained], labels.num_documents, k)
     baseline = (np.tile(common, (len(documents), 1)), np.tile(share, (len(documents), 1)))
     rows = {
@@ -104,12 +112,10 @@ def training_source(run: Path) -> dict[str, Any]:
     return source
 
 
-def _ranked(tagger: Tagger, documents: Any, k: int) -> Any:
-    chunk: list[str] = []
-    for text in documents.texts():
-        chunk.append(text)
-        if len(chunk) == 8192:
-            yield tagger.rank(chunk, k)
-            chunk = []
-    if chunk:
-        yield tagger.rank(chunk, k)
+def rank_texts(tagger: Tagger, texts: Iterable[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """`Tagger.rank` for any number of texts, some thousand at a time."""
+    source = iter(texts)
+    chunks = []
+    while chunk := list(islice(source, _CHUNK)):
+        chunks.append(tagger.rank(chunk, k))
+    return np.concatenate([top for top, _ in chunks]), np.concatenate([scores for _, scores in chunks])

@@ -10,9 +10,11 @@ from itertools import islice
 import numpy as np
 import torch
 
+from .calibration import Calibration
+from .combination import align, check_weights, highest, rank_scores, weighted_mean
 from .data import TokenStore
 from .data.batches import inference_order, make_batch
-from .errors import ConfigError
+from .errors import ConfigError, RunError
 from .interfaces import Batch, Neighbour, Shortlist
 from .model import LevelModel, Model
 from .ops import beam_step
@@ -30,7 +32,8 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A label for a text. score: the model's probability that the label applies (product along the tree's path)."""
+    """A label for a text. score: the model's probability that the label applies (product along the tree's path), or
+    what an ensemble or a calibration makes of it; in [0, 1]."""
 
     label: str
     name: str
@@ -132,25 +135,36 @@ def node_labels(model: Model, nodes: np.ndarray) -> np.ndarray:
 
 
 class Tagger:
-    """Predicts labels of texts, with one or several trained models whose scores are averaged."""
+    """Predicts labels of texts. This one has one trained model; an `Ensemble` has taggers as members.
 
-    def __init__(self, models: Sequence[Model]):
-        self.models = list(models)
-        self.labels = models[0].task.labels
+    models: all that take part. calibration: makes the scores probabilities; None leaves them as they are.
+    """
+
+    def __init__(self, model: Model):
+        self.models = [model]
+        self.labels = model.task.labels
+        self.calibration: Calibration | None = None
 
     def rank(self, texts: Sequence[str], k: int = 5) -> tuple[np.ndarray, np.ndarray]:
-        """labels (N,k) int64, -1 = none, and their scores (N,k) float32, best first.
-
-        An ensemble sums the scores of its members (AttentionXML section 3.3) and divides by their number.
-        """
+        """labels (N,k') int64, -1 = none, and their scores (N,k') float32, best first; k' = k, or fewer where there
+        are fewer labels."""
         if k < 1:
             raise ConfigError(f"asked for k={k} labels; k is at least 1")
-        # A label that is not in a member's list counts 0 there, so members give longer lists than asked.
-        depth = k if len(self.models) == 1 else max(10 * k, 50)
-        rankings = []
-        for model in self.models:
-            rankings.append(rank_labels(model, model.read(texts), depth))
-        return rankings[0] if len(rankings) == 1 else _mean(rankings, min(k, self.labels.num_trained))
+        labels, scores = self._lists(texts, self._depth(k))
+        return labels[:, :k], scores[:, :k]
+
+    def _depth(self, k: int) -> int:
+        """How long lists must be so that the first `k` labels are right."""
+        return k
+
+    def _lists(self, texts: Sequence[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """`rank` with the length of all lists given, those of members too."""
+        labels, scores = self._plain_lists(texts, depth)
+        return labels, scores if self.calibration is None else self.calibration(scores)
+
+    def _plain_lists(self, texts: Sequence[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
+        (model,) = self.models
+        return rank_labels(model, model.read(texts), depth)
 
     def predict(self, texts: Sequence[str], k: int = 5, threshold: float = 0.0) -> list[list[Prediction]]:
         """The `k` best labels of each text with a score of at least `threshold`, best first."""
@@ -210,6 +224,44 @@ class Tagger:
         return Prediction(self.labels.ids[label], self.labels.names[label], float(score))
 
 
+class Ensemble(Tagger):
+    """Taggers that predict together; members may be calibrated, or ensembles themselves.
+
+    A label's score is the weighted mean of the members' scores, as AttentionXML section 3.3 has it with equal weights;
+    with `by_rank`, of `rank_scores`, for members whose scores do not compare. A label that is not in a member's list
+    counts 0 there, so members give longer lists than asked.
+
+    weights: not negative; their sum does not matter; None weighs all alike. Raises ConfigError for weights of another
+    kind or number, RunError for members that know different labels.
+    """
+
+    def __init__(self, members: Sequence[Tagger], weights: Sequence[float] | None = None, by_rank: bool = False):
+        self.members, self.by_rank = list(members), by_rank
+        self.weights = check_weights(weights if weights is not None else [1.0] * len(members), len(members))
+        self.models = [model for member in members for model in member.models]
+        self.labels = members[0].labels
+        self.calibration = None
+        if any(member.labels.ids != self.labels.ids for member in members):
+            raise RunError("the members know different labels; train them on the same data")
+
+    def member_lists(self, texts: Sequence[str], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What the members give when `k` labels are asked for: labels (N,K) int64, -1 = none, and scores (N,K) float32
+        of each."""
+        return self._member_lists(texts, self._depth(k))
+
+    def _depth(self, k: int) -> int:
+        # Far down a list scores come close to 0 and ranks do not: 200 keeps them the same for all k up to 20.
+        return max(10 * k, 200 if self.by_rank else 50, *(member._depth(k) for member in self.members))
+
+    def _plain_lists(self, texts: Sequence[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
+        labels, scores = align(self._member_lists(texts, depth))
+        return highest(labels, weighted_mean(scores, self.weights), min(depth, self.labels.num_trained))
+
+    def _member_lists(self, texts: Sequence[str], depth: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        lists = [member._lists(texts, depth) for member in self.members]
+        return [(labels, rank_scores(labels)) for labels, _ in lists] if self.by_rank else lists
+
+
 @torch.no_grad()
 def _carried(
     module: LevelModel, batch: Batch, leaves: np.ndarray, text: str
@@ -234,17 +286,3 @@ def _heaviest(
 ) -> list[tuple[str, int, int, float]]:
     best = np.argsort(-weights[: len(spans)], kind="stable")[:words]
     return [(text[slice(*spans[at])], *spans[at], float(weights[at])) for at in best]
-
-
-def _mean(rankings: list[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    texts = len(rankings[0][0])
-    labels, scores = np.full((texts, k), -1, np.int64), np.zeros((texts, k), np.float32)
-    for row in range(texts):
-        known = np.concatenate([ranking[0][row] for ranking in rankings])
-        found, place = np.unique(known, return_inverse=True)
-        total = np.bincount(place, np.concatenate([ranking[1][row] for ranking in rankings]).astype(np.float64))
-        total[found < 0] = -1.0
-        best = np.lexsort((found, -total))[:k]
-        best = best[found[best] >= 0]
-        labels[row, : len(best)], scores[row, : len(best)] = found[best], total[best] / len(rankings)
-    return labels, scores

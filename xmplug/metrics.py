@@ -138,7 +138,7 @@ def evaluate(
     weights = inverse_propensity(counts, num_documents, *propensity)
     values = ranking_metrics(top, truth.indptr, truth.indices, weights, ks)
 
-    hits = _hits(top, truth, width)
+    hits = true_places(top, truth)
     chosen = (top >= 0) & (scores >= threshold)
     values |= _f1(top[chosen], top[chosen & hits], truth.indices, width)
     true_labels = np.unique(truth.indices)
@@ -168,6 +168,52 @@ def evaluate(
         propensity=propensity,
         groups=groups,
     )
+
+
+def true_places(top: np.ndarray, truth: csr_matrix) -> np.ndarray:
+    """(N,K) bool: which of the predicted labels `top` (N,K), -1 = none, are true.
+
+    truth (N, L') CSR, indices sorted. By binary search among its cells.
+    """
+    width = max(truth.shape[1], int(top.max(initial=-1)) + 1)
+    rows = np.repeat(np.arange(len(top), dtype=np.int64), np.diff(truth.indptr))
+    cells = np.append(rows * width + truth.indices, -1)  # the last one is where a search beyond the end looks
+    asked = np.arange(len(top), dtype=np.int64)[:, None] * width + top  # (N,K)
+    found: np.ndarray = (top >= 0) & (cells[np.searchsorted(cells[:-1], asked)] == asked)
+    return found
+
+
+def brier_score(scores: np.ndarray, hits: np.ndarray) -> float:
+    """The mean squared distance of scores from 1 for `hits`, else from 0 (Brier, Monthly Weather Review 1950).
+
+    scores and hits, bool, of one shape. NaN for none. Lower is better; calibration and sharpness both count.
+    """
+    return float(np.mean((scores.astype(np.float64) - hits) ** 2)) if scores.size else float("nan")
+
+
+def reliability(scores: np.ndarray, hits: np.ndarray, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores in bins of equal mass beside the share that is true: what a reliability diagram draws.
+
+    scores and hits, bool, of one shape. Bins end at the quantiles of the scores; equal scores share one, so that there
+    may be fewer. Returns, of each bin that is not empty, the mean score, the share of hits and the number of scores.
+    """
+    flat = scores.ravel().astype(np.float64)
+    edges = np.quantile(flat, np.linspace(0, 1, bins + 1)[1:-1]) if len(flat) else np.empty(0)
+    place = np.searchsorted(edges, flat)
+    count = np.bincount(place, minlength=1)
+    sums = np.bincount(place, flat, 1), np.bincount(place, hits.ravel(), 1)
+    used = count > 0
+    return sums[0][used] / count[used], sums[1][used] / count[used], count[used]
+
+
+def calibration_error(scores: np.ndarray, hits: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error: how far scores are from the share that is true, in the mean over `reliability` bins.
+
+    Guo et al. (ICML 2017), section 2, with bins of equal mass rather than width: scores crowd near 0 and 1. NaN for
+    none. It is not 0 for perfect probabilities: some hundredths remain of the noise in each bin where texts are few.
+    """
+    score, share, count = reliability(scores, hits, bins)
+    return _ratio(float(count @ np.abs(score - share)), int(count.sum()))
 
 
 def popularity(counts: np.ndarray, num_documents: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -241,14 +287,6 @@ def _first_places(top: np.ndarray) -> np.ndarray:
         repeated = (top[:, :place] == top[:, place, None]).any(axis=1)
         top[repeated, place] = -1
     return top
-
-
-def _hits(top: np.ndarray, truth: csr_matrix, width: int) -> np.ndarray:
-    """(N,K) bool: which predicted labels are true, by binary search among the cells of the truth."""
-    rows = np.repeat(np.arange(len(top), dtype=np.int64), np.diff(truth.indptr))
-    cells = np.append(rows * width + truth.indices, -1)  # the last one is where a search beyond the end looks
-    asked = np.arange(len(top), dtype=np.int64)[:, None] * width + top  # (N,K)
-    return (top >= 0) & (cells[np.searchsorted(cells[:-1], asked)] == asked)
 
 
 def _f1(predicted: np.ndarray, hit: np.ndarray, true: np.ndarray, width: int) -> dict[str, float]:

@@ -5,10 +5,11 @@
     RUN/labels.jsonl        the labels in the order of the model's outputs
     RUN/encoder/, label_structure/, label_context/   tokenizer, tree, neighbours
     RUN/metrics.jsonl       one line for each evaluation
+    RUN/calibration.json    where there is one: what makes the scores probabilities
     RUN/checkpoints/        while training: what a killed run resumes from
 
-An ensemble is a run whose `xmplug.json` names its members' folders. Manifest, weights and checkpoints are written under
-a temporary name, synced, and renamed, so that none is ever half there.
+An ensemble is a run whose `xmplug.json` names its members' folders, and how they go together. Manifest, weights,
+checkpoints and calibration are written under a temporary name, synced, and renamed, so that none is ever half there.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .calibration import read_calibration
+from .combination import METHODS
 from .config import RunConfig, resolve
 from .data import LabelSet
-from .errors import PluginError, ResourceError, RunError
-from .inference import Tagger, device
+from .errors import ConfigError, PluginError, ResourceError, RunError
+from .inference import Ensemble, Tagger, device
 from .interfaces import Task
 from .model import Model
 from .plugins import Plugins
@@ -113,9 +116,53 @@ def manifest(config: RunConfig, plugins: Plugins, data: Mapping[str, Any]) -> di
     }
 
 
-def save_ensemble(folder: Path, members: list[str]) -> None:
-    """Declare the runs in the sub-folders `members` to be one ensemble."""
-    write_json(folder / MANIFEST, {"format": FORMAT, "state": "complete", "members": members})
+def save_ensemble(
+    folder: Path,
+    members: list[str],
+    method: str = "mean",
+    weights: list[float] | None = None,
+    figures: Mapping[str, Any] | None = None,
+) -> None:
+    """Declare the runs in the sub-folders `members` to be one ensemble. figures: what it did on dev."""
+    content = {"format": FORMAT, "state": "complete", "members": members, "method": method, "weights": weights}
+    write_json(folder / MANIFEST, content | ({} if figures is None else {"dev": dict(figures)}))
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to fill; when the block ends well, it is renamed to `path`, else nothing is left.
+
+    Raises RunError when `path` is there already, ResourceError when the disk is full or not writable.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{str(path)!r} is there already, and not an empty folder; choose another --out")
+    scratch = path.with_name(f".{path.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a command that was killed
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        os.replace(scratch, path)
+    except (OSError, shutil.Error) as error:
+        raise ResourceError(f"cannot make {path}: {error}; free space or choose another --out") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def copy_run(source: Path, target: Path) -> None:
+    """A finished run once more, at no cost where the file system has hard links.
+
+    Links are safe: files of a run are replaced, never written into. Checkpoints and figures stay behind, and what is
+    hidden, such as a folder that is being made here.
+    """
+    left_out = shutil.ignore_patterns(".*", "checkpoints", "evaluation-*.json")
+    shutil.copytree(source, target, ignore=left_out, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -162,8 +209,8 @@ def run_config(content: Mapping[str, Any], plugins: Plugins) -> RunConfig:
     return resolve(plugins, config["recipe"], file=config)
 
 
-def load_run(folder: str | Path, plugins: Plugins) -> Tagger:
-    """A finished run, ready to predict.
+def load_run(folder: str | Path, plugins: Plugins, calibrated: bool = True) -> Tagger:
+    """A finished run, ready to predict; with its calibration where it has one, unless `calibrated` is False.
 
     Raises RunError when the run is missing, unfinished or damaged; PluginError when it needs a plugin that is not
     here.
@@ -172,15 +219,25 @@ def load_run(folder: str | Path, plugins: Plugins) -> Tagger:
     content = read_manifest(folder)
     if content["state"] != "complete":
         raise RunError(f"the training of {str(folder)!r} has not finished; go on with `xmplug train --resume {folder}`")
-    if "members" in content:
-        members = [load_run(folder / member, plugins) for member in content["members"]]
-        if any(member.labels.ids != members[0].labels.ids for member in members):
-            raise RunError(f"the members of {str(folder)!r} know different labels; train them on the same data")
-        return Tagger([model for member in members for model in member.models])
-    return Tagger([_load_model(folder, content, plugins)])
+    tagger = _load_ensemble(folder, content, plugins) if "members" in content else _load_model(folder, content, plugins)
+    tagger.calibration = read_calibration(folder) if calibrated else None
+    return tagger
 
 
-def _load_model(folder: Path, content: Mapping[str, Any], plugins: Plugins) -> Model:
+def _load_ensemble(folder: Path, content: Mapping[str, Any], plugins: Plugins) -> Ensemble:
+    members = [load_run(folder / member, plugins) for member in content["members"]]
+    method, weights = content.get("method", "mean"), content.get("weights")
+    try:
+        if method not in METHODS:
+            raise ConfigError(f"found method {method!r}; there are {', '.join(METHODS)}")
+        return Ensemble(members, weights, by_rank=method == "ranks")
+    except (ConfigError, TypeError) as error:
+        raise RunError(f"{folder / MANIFEST} is damaged: {error}; restore it from a copy, or make it again") from error
+    except RunError as error:
+        raise RunError(f"{str(folder)!r}: {error}") from None
+
+
+def _load_model(folder: Path, content: Mapping[str, Any], plugins: Plugins) -> Tagger:
     try:
         config = run_config(content, plugins)
         task = Task(LabelSet.load(folder / "labels.jsonl"), config.training.seed)
@@ -191,7 +248,7 @@ def _load_model(folder: Path, content: Mapping[str, Any], plugins: Plugins) -> M
         model.add_level()
     weights, _ = read_tensors(folder / "model.safetensors")
     load_weights(model.levels, weights, folder / "model.safetensors")
-    return model.to(device()).eval()
+    return Tagger(model.to(device()).eval())
 
 
 def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

@@ -14,6 +14,8 @@ _COMMANDS = {
     "train": "train a model on a corpus",
     "predict": "label texts with a trained model",
     "evaluate": "measure a trained model on a split",
+    "ensemble": "make several runs one",
+    "calibrate": "make a run's scores probabilities",
     "demo": "train, measure and try AttentionXML on the bundled corpus",
     "data": "look at, check, convert and fetch corpora",
     "config": "print the full configuration of a run to be",

@@ -42,8 +42,9 @@ def command(
     """Label texts with the model in RUN, best labels first.
 
     A score is the model's probability that the label applies to the text: the sigmoid of the label's logit, in a tree
-    times those of the nodes on the path to it; in an ensemble the mean over the members. Scores of different labels
-    are independent: they do not sum to 1.
+    times those of the nodes on the path to it; in an ensemble the mean over the members, or what its --method says; in
+    a calibrated run what `xmplug calibrate` made of it. Scores of different labels are independent: they do not sum to
+    1.
 
     text: for reading. jsonl: {"id", "labels": [{"label", "name", "score"}]}. tsv: id, label, name, score.
     """
