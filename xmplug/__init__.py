@@ -10,7 +10,7 @@ from .hookspecs import hookimpl
 from .recipe import Component, ComponentConfig, Paper, Recipe
 
 if TYPE_CHECKING:
-    from .api import calibrate, ensemble, load, train
+    from .api import Tagger, calibrate, copy_run, ensemble, load, train
 
 # An LSTM meets at a barrier of all threads at each time step. Threads that spin there keep a busy machine from running
 # the one they wait for (measured: 200 times slower beside one busy process); threads that sleep cost next to nothing.
@@ -31,8 +31,10 @@ __all__ = [
     "Recipe",
     "ResourceError",
     "RunError",
+    "Tagger",
     "XmplugError",
     "calibrate",
+    "copy_run",
     "ensemble",
     "hookimpl",
     "load",
@@ -42,7 +44,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Plugins import this package for their declarations; torch comes in with the first of these calls.
-    if name in ("calibrate", "ensemble", "load", "train"):
+    if name in ("Tagger", "calibrate", "copy_run", "ensemble", "load", "train"):
         from . import api
 
         return getattr(api, name)

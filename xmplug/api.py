@@ -13,6 +13,7 @@ from .inference import Tagger
 from .plugins import Plugins
 from .refinement import calibrate_run, ensemble_runs
 from .saving import MANIFEST, load_run, read_manifest, save_ensemble
+from .saving import copy_run as copy_run
 from .training import Listener, resumable_config
 from .training import train as train_run
 

@@ -214,6 +214,16 @@ class Tagger:
         found = self.models[0].context.neighbours(self._one(text)[1])
         return None if found is None else found[0]
 
+    @property
+    def vector_size(self) -> int:
+        """D, the length of a text vector."""
+        return sum(model.level(0).encoder.size for model in self.models)
+
+    def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """(N,D) float32: the encoder's vector of each text: pooled (the mean, of several), or the mean of the states of
+        its tokens, from the last level; of an ensemble those of all models side by side. Not of a sparse encoder."""
+        return np.concatenate([_vectors(model, model.read(texts)) for model in self.models], axis=1)
+
     def _one(self, text: str) -> tuple[LevelModel, Batch]:
         """The last level of the first model, and `text` as a batch."""
         model = self.models[0]
@@ -260,6 +270,26 @@ class Ensemble(Tagger):
     def _member_lists(self, texts: Sequence[str], depth: int) -> list[tuple[np.ndarray, np.ndarray]]:
         lists = [member._lists(texts, depth) for member in self.members]
         return [(labels, rank_scores(labels)) for labels, _ in lists] if self.by_rank else lists
+
+
+@torch.no_grad()
+def _vectors(model: Model, store: TokenStore) -> np.ndarray:
+    encoder = model.level(model.structure.num_levels - 1).encoder.eval()
+    if encoder.sparse:
+        raise ConfigError(f"encoder {model.config.components['encoder'].id} makes sparse vectors; give a deep run")
+    vectors = np.zeros((len(store), encoder.size), np.float32)
+    for places in inference_order(store.lengths, model.config.training.batch_size):
+        batch = make_batch(store, places).to(device())
+        with autocast(model.config.training.precision):
+            encoded = encoder(batch)
+        if encoded.pooled is not None:
+            found = encoded.pooled.float().reshape(len(places), -1, encoder.size).mean(dim=1)
+        else:
+            assert encoded.states is not None
+            weights = encoded.mask[:, :, None].float()
+            found = (encoded.states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+        vectors[places] = found.cpu().numpy()
+    return vectors
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 
@@ -37,7 +38,8 @@ def check_resources(model: Model, store: TokenStore, out: Path) -> str:
     sizes = [structure.level_size(level) for level in range(structure.num_levels)]
     parameters = [shared - first + rows * nodes for nodes in sizes]
     tokens = max(int(store.lengths.max(initial=1)), 1)
-    widest = max([sizes[0], *(_shortlist_width(structure, level) for level in range(1, len(sizes)))])
+    at_first = sizes[0] if store.candidates is None else int(np.diff(store.candidates.indptr).max(initial=1))
+    widest = max([at_first, *(_shortlist_width(structure, level) for level in range(1, len(sizes)))])
     # Weights, gradients, two moments and the average; then states and label contexts, forward and backward.
     training = max(parameters) * 4 * 5 + sum(parameters) * 4
     activations = settings.batch_size * 4 * (6 * tokens * size + 4 * widest * size + 2 * widest * tokens)

@@ -148,7 +148,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def copy_run(source: Path, target: Path) -> None:
+def copy_run(source: str | Path, target: str | Path) -> None:
     """A finished run once more, at no cost where the file system has hard links.
 
     Links are safe: files of a run are replaced, never written into. Checkpoints and figures stay behind, and what is

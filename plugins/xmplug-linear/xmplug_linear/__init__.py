@@ -23,12 +23,22 @@ class TfidfConfig(ComponentConfig):
         None, ge=2, le=2**30, description="number of features by hash, without a vocabulary; none: a vocabulary"
     )
 
+    vectors: str | None = Field(None, description="run whose dense vectors of the texts are added; none: no vectors")
+    vectors_weight: float = Field(1.0, gt=0, description="length of a dense vector, that of the TF-IDF being 1")
+
     @field_validator("characters")
     @classmethod
     def _two_lengths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if value and (len(value) != 2 or not 1 <= value[0] <= value[1]):
             raise ValueError("give the shortest and the longest length, e.g. 3,5")
         return value
+
+
+class RunShortlistConfig(ComponentConfig):
+    """Candidates from a run that is already trained."""
+
+    run: str | None = Field(None, description="the run, such as a linear one on the same labels")
+    candidates: int = Field(100, ge=1, description="labels that it gives for each text")
 
 
 class OneVsRestConfig(ComponentConfig):
@@ -54,6 +64,18 @@ class SquaredHingeConfig(ComponentConfig):
 @hookimpl
 def xmplug_encoders() -> list[Component]:
     return [Component("tfidf", "xmplug_linear.tfidf:Tfidf", TfidfConfig, "TF-IDF of words and n-grams, sparse")]
+
+
+@hookimpl
+def xmplug_label_structures() -> list[Component]:
+    return [
+        Component(
+            "shortlist",
+            "xmplug_linear.shortlist:RunShortlist",
+            RunShortlistConfig,
+            "one level: the labels that another run ranks highest",
+        )
+    ]
 
 
 @hookimpl
@@ -91,8 +113,10 @@ def xmplug_recipes() -> list[Recipe]:
                 2018,
                 "https://doi.org/10.1145/3178876.3185998",
             ),
-            options={"training": {"batch_size": 256}},
+            options={"label_structure": {"max_leaf": 400}, "training": {"batch_size": 256}},
             presets={
+                "flat": {"label_structure": {"component": "core:flat"}},
+                "pecos": {"label_structure": {"branching": 16, "max_leaf": 100, "beam": 20}},
                 "parabel": {"label_structure": {"branching": 2, "max_leaf": 100, "beam": 10}},
                 "bonsai": {"label_structure": {"branching": 100, "max_leaf": 100, "balanced": False, "beam": 10}},
             },

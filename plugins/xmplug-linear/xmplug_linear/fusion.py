@@ -52,7 +52,7 @@ class OneVsRest(Fusion):
         # Kept as they are, whatever their size, so that a memory-mapped file stays one.
         if all(prefix + name in state for name in _ARRAYS):
             self._put(LinearWeights(self.linear.num_features, *(state[prefix + name].numpy() for name in _ARRAYS)))
-        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def _apply(self, function: Any, recurse: bool = True) -> OneVsRest:
         return self  # the kernels read them on the CPU

@@ -6,14 +6,16 @@ import json
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack, vstack
 from sklearn.preprocessing import normalize
 
-from xmplug import RunError
+import xmplug
+from xmplug import RunError, Tagger
 from xmplug.data import Corpus, Documents
 from xmplug.interfaces import Batch, Encoded, Encoder
 
@@ -28,17 +30,26 @@ class Tfidf(Encoder):
 
     Features are words, behind them word n-grams, behind them character n-grams of single words with their edges. A
     feature is kept when it occurs in `min_count` training texts; of more than `max_features` of a kind, those in most
-    texts are. With `hashing` nothing is kept: a feature's number is a hash of its words or characters.
+    texts are. With `hashing` nothing is kept: a feature's number is a hash of its words or characters. Behind
+    all stand a deep run's vectors of the texts, where `vectors` names one (XR-Transformer: Zhang et al., 2021).
     """
 
     sparse = True
     tokenizer = None
     max_tokens = 0
 
-    def __init__(self, config: TfidfConfig, words: Sequence[str], pairs: np.ndarray, pieces: Sequence[str]):
-        """words, pieces: kept words and character n-grams, by number. pairs: kept word n-grams (`_keys`), ascending."""
+    def __init__(
+        self,
+        config: TfidfConfig,
+        words: Sequence[str],
+        pairs: np.ndarray,
+        pieces: Sequence[str],
+        tagger: Tagger | None,
+    ):
+        """words, pieces: kept words and character n-grams, by number. pairs: kept word n-grams (`_keys`), ascending.
+        tagger: whose text vectors stand behind the features."""
         super().__init__()
-        self.config = config
+        self.config, self.tagger = config, tagger
         self.words = {word: place for place, word in enumerate(words)}
         self.pairs = pairs
         self.pieces = {piece: place for place, piece in enumerate(pieces)}
@@ -47,11 +58,13 @@ class Tfidf(Encoder):
 
     @property
     def size(self) -> int:  # type: ignore[override]
-        return self.config.hashing or len(self.words) + len(self.pairs) + len(self.pieces)
+        counted = self.config.hashing or len(self.words) + len(self.pairs) + len(self.pieces)
+        return counted + (0 if self.tagger is None else self.tagger.vector_size)
 
     @classmethod
     def fit(cls, config: TfidfConfig, corpus: Corpus) -> Tfidf:
         texts = corpus.documents
+        tagger = None if config.vectors is None else xmplug.load(config.vectors)
         number: defaultdict[str, int] = defaultdict()
         number.default_factory = number.__len__
         flat, ends = [np.zeros(0, np.int32)], [0]
@@ -62,7 +75,7 @@ class Tfidf(Encoder):
         tokens, offsets = np.concatenate(flat), np.array(ends)
         counts = _counts(tokens, offsets, len(found))
         if config.hashing:
-            encoder = cls(config, (), np.zeros(0, np.int64), ())
+            encoder = cls(config, (), np.zeros(0, np.int64), (), tagger)
             rows = encoder._hashed(found, tokens, offsets, counts)
         else:
             kept = _kept(counts, config.min_count, config.max_features)
@@ -80,21 +93,24 @@ class Tfidf(Encoder):
                 [found[word] for word in kept],
                 pairs[kept_pairs],
                 [pieces.names[piece] for piece in kept_pieces],
+                tagger,
             )
             rows = _joined(counts[:, kept], pair_counts[:, kept_pairs], piece_counts[:, kept_pieces])
-        documents = np.bincount(rows.indices, minlength=encoder.size)
+        documents = np.bincount(rows.indices, minlength=rows.shape[1])
         encoder.idf = (np.log((1 + len(texts)) / (1 + documents)) + 1).astype(np.float32)
-        encoder._fitted = texts, encoder._weighted(rows)
+        encoder._fitted = texts, encoder._rows(texts, rows)
         return encoder
 
     @classmethod
     def restore(cls, config: TfidfConfig, folder: Path) -> Tfidf:
+        tagger = None if config.vectors is None else xmplug.load(folder / "run")
         try:
             content = json.loads((folder / "features.json").read_text(encoding="utf-8"))
-            encoder = cls(config, content["words"], np.array(content["pairs"], np.int64), content["pieces"])
+            encoder = cls(config, content["words"], np.array(content["pairs"], np.int64), content["pieces"], tagger)
             encoder.idf = np.load(folder / "idf.npy", allow_pickle=False).astype(np.float32)
-            if len(encoder.idf) != encoder.size:
-                raise ValueError(f"{len(encoder.idf)} weights for {encoder.size} features")
+            counted = encoder.size - (0 if tagger is None else tagger.vector_size)
+            if len(encoder.idf) != counted:
+                raise ValueError(f"{len(encoder.idf)} weights for {counted} features")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder} holds no TF-IDF ({error}); restore it from a copy, or train again") from error
         return encoder
@@ -103,13 +119,14 @@ class Tfidf(Encoder):
         content = {"words": list(self.words), "pairs": self.pairs.tolist(), "pieces": list(self.pieces)}
         (folder / "features.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         np.save(folder / "idf.npy", self.idf)
+        if self.config.vectors is not None:
+            xmplug.copy_run(self.config.vectors, folder / "run")
 
     def read(self, texts: Documents | Sequence[str]) -> csr_matrix:
         if self._fitted is not None and texts is self._fitted[0]:
             return self._fitted[1]
-        source = texts.texts() if isinstance(texts, Documents) else iter(texts)
-        rows = [self._weighted(self._read(chunk)) for chunk in _chunks(source)]
-        return _stacked(rows, self.size)
+        rows = [self._rows(chunk, self._read(chunk)) for chunk in chunks(texts)]
+        return csr_matrix(vstack(rows, format="csr")) if rows else csr_matrix((0, self.size), dtype=np.float32)
 
     def forward(self, batch: Batch) -> Encoded:
         return Encoded(batch.mask, features=batch.features)
@@ -179,6 +196,14 @@ class Tfidf(Encoder):
         place = np.array([_hash(f"#{piece}") % self.config.hashing for piece in pieces.names], np.int64)
         return csr_matrix(hashed + _selected(csr_matrix(counts @ pieces.matrix), place, self.config.hashing))
 
+    def _rows(self, texts: Documents | Sequence[str], counts: csr_matrix) -> csr_matrix:
+        """(len(texts), F): TF-IDF of the counts, and behind it the dense vectors, both of unit length."""
+        rows = self._weighted(counts)
+        if self.tagger is None:
+            return rows
+        vectors = normalize(np.concatenate([self.tagger.text_vectors(chunk) for chunk in chunks(texts)]))
+        return normalize(hstack([rows, self.config.vectors_weight * csr_matrix(vectors)], format="csr"), copy=False)
+
     def _weighted(self, counts: csr_matrix) -> csr_matrix:
         counts.sort_indices()
         values = np.log(counts.data) + 1 if self.config.sublinear else counts.data
@@ -214,14 +239,10 @@ def _lowered(text: str) -> str:
     return lowered if len(lowered) == len(text) else "".join(character.lower()[0] for character in text)
 
 
-def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    for text in texts:
-        chunk.append(text)
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
+def chunks(texts: Documents | Sequence[str]) -> Iterator[list[str]]:
+    """Some thousand texts at a time."""
+    source = texts.texts() if isinstance(texts, Documents) else iter(texts)
+    while chunk := list(islice(source, _CHUNK)):
         yield chunk
 
 
@@ -252,10 +273,6 @@ def _selected(counts: csr_matrix, place: np.ndarray, size: int) -> csr_matrix:
 
 def _joined(*parts: csr_matrix) -> csr_matrix:
     return csr_matrix(hstack([part for part in parts if part.shape[1]] or parts[:1], format="csr"))
-
-
-def _stacked(rows: list[csr_matrix], size: int) -> csr_matrix:
-    return csr_matrix(vstack(rows, format="csr")) if rows else csr_matrix((0, size), dtype=np.float32)
 
 
 def _keys(
