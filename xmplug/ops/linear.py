@@ -239,7 +239,9 @@ def linear_scores(features: sparse.csr_matrix, weights: LinearWeights, nodes: np
 
 def _rows(features: sparse.csr_matrix) -> sparse.csr_matrix:
     """As float32 CSR with ascending int32 indices, each once."""
-    rows = sparse.csr_matrix(features, dtype=np.float32)
+    rows = features
+    if rows.format != "csr" or rows.dtype != np.float32:
+        rows = sparse.csr_matrix(features, dtype=np.float32)
     if not rows.has_canonical_format:
         rows = rows.copy()
         rows.sum_duplicates()

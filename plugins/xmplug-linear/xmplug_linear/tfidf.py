@@ -126,6 +126,8 @@ class Tfidf(Encoder):
         if self._fitted is not None and texts is self._fitted[0]:
             return self._fitted[1]
         rows = [self._rows(chunk, self._read(chunk)) for chunk in chunks(texts)]
+        if len(rows) == 1:
+            return rows[0]
         return csr_matrix(vstack(rows, format="csr")) if rows else csr_matrix((0, self.size), dtype=np.float32)
 
     def forward(self, batch: Batch) -> Encoded:
@@ -165,11 +167,14 @@ class Tfidf(Encoder):
         offsets = np.cumsum([0, *map(len, flat)])
         tokens = np.fromiter((place for row in flat for place in row), np.int32, count=int(offsets[-1]))
         found = list(number)
-        counts = _counts(tokens, offsets, len(found))
         if self.config.hashing:
-            return self._hashed(found, tokens, offsets, counts)
+            return self._hashed(found, tokens, offsets, _counts(tokens, offsets, len(found)))
         place = np.array([self.words.get(word, -1) for word in found], np.int64)
-        words = _selected(counts, place, len(self.words))
+        columns = place[tokens]
+        ends = np.concatenate([[0], np.cumsum(columns >= 0)])[offsets]
+        words = _counts(columns[columns >= 0], ends, len(self.words))
+        if self.config.ngrams == 1 and not self.config.characters:
+            return words
         keys, of = _keys(place[tokens], offsets, len(self.words), self.config.ngrams)
         at = np.minimum(np.searchsorted(self.pairs, keys), max(len(self.pairs) - 1, 0))
         known = self.pairs[at] == keys if len(self.pairs) else np.zeros(len(keys), bool)
@@ -177,7 +182,8 @@ class Tfidf(Encoder):
         pairs = csr_matrix((np.ones(int(known.sum()), np.float32), (of[known], at[known])), shape=shape)
         pieces = _Pieces(found, self.config.characters)
         piece_place = np.array([self.pieces.get(piece, -1) for piece in pieces.names], np.int64)
-        return _joined(words, pairs, _selected(csr_matrix(counts @ pieces.matrix), piece_place, len(self.pieces)))
+        piece_counts = csr_matrix(_counts(tokens, offsets, len(found)) @ pieces.matrix)
+        return _joined(words, pairs, _selected(piece_counts, piece_place, len(self.pieces)))
 
     def _hashed(self, found: list[str], tokens: np.ndarray, offsets: np.ndarray, counts: csr_matrix) -> csr_matrix:
         assert self.config.hashing is not None
@@ -207,8 +213,11 @@ class Tfidf(Encoder):
     def _weighted(self, counts: csr_matrix) -> csr_matrix:
         counts.sort_indices()
         values = np.log(counts.data) + 1 if self.config.sublinear else counts.data
-        rows = csr_matrix((values * self.idf[counts.indices], counts.indices, counts.indptr), shape=counts.shape)
-        return normalize(rows, copy=False).astype(np.float32)
+        values = values * self.idf[counts.indices]
+        lengths = np.diff(counts.indptr)
+        squares = np.bincount(np.repeat(np.arange(len(lengths)), lengths), values.astype(np.float64) ** 2, len(lengths))
+        values = (values / np.repeat(np.sqrt(squares), lengths)).astype(np.float32)
+        return csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape)
 
 
 class _Pieces:
