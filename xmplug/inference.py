@@ -315,4 +315,4 @@ def _heaviest(
     text: str, spans: list[tuple[int, int]], weights: np.ndarray, words: int
 ) -> list[tuple[str, int, int, float]]:
     best = np.argsort(-weights[: len(spans)], kind="stable")[:words]
-    return [(text[slice(*spans[at])], *spans[at], float(weights[at])) for at in best]
+    return [(text[slice(*spans[at])], *spans[at], float(weights[at])) for at in best if weights[at] > 0]
