@@ -8,6 +8,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack, vstack
@@ -93,9 +94,9 @@ class Tfidf(Encoder):
             content = json.loads((folder / "features.json").read_text(encoding="utf-8"))
             encoder = cls(config, content["words"], np.array(content["pairs"], np.int64), content["pieces"])
             encoder.idf = np.load(folder / "idf.npy", allow_pickle=False).astype(np.float32)
-            if len(encoder.idf) != encoder.size:
-                raise ValueError(f"{len(encoder.idf)} weights for {encoder.size} features")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if encoder.idf.shape != (encoder.size,) or not np.isfinite(encoder.idf).all():
+                raise ValueError(f"no finite weights for {encoder.size} features")
+        except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder} holds no TF-IDF ({error}); restore it from a copy, or train again") from error
         return encoder
 
@@ -116,15 +117,16 @@ class Tfidf(Encoder):
 
     def occurrences(self, text: str) -> dict[int, tuple[int, int]]:
         """Words and n-grams of words; characters are not shown on their own."""
-        lowered = _lowered(text)
-        spans = [match.span() for match in _WORD.finditer(lowered)]
+        words = list(_WORD.finditer(text.lower()))
+        # Where each character of the text in lower case is from: of İ there are two.
+        origin = [at for at, character in enumerate(text) for _ in character.lower()]
         found: dict[int, tuple[int, int]] = {}
         for length in range(1, self.config.ngrams + 1):
-            for at in range(len(spans) - length + 1):
-                span = spans[at][0], spans[at + length - 1][1]
-                feature = self._number([lowered[slice(*part)] for part in spans[at : at + length]])
+            for at in range(len(words) - length + 1):
+                some = words[at : at + length]
+                feature = self._number([word.group() for word in some])
                 if feature is not None:
-                    found.setdefault(feature, span)
+                    found.setdefault(feature, (origin[some[0].start()], origin[some[-1].end() - 1] + 1))
         return found
 
     def _number(self, words: list[str]) -> int | None:
@@ -183,7 +185,8 @@ class Tfidf(Encoder):
         counts.sort_indices()
         values = np.log(counts.data) + 1 if self.config.sublinear else counts.data
         rows = csr_matrix((values * self.idf[counts.indices], counts.indices, counts.indptr), shape=counts.shape)
-        return normalize(rows, copy=False).astype(np.float32)
+        # scikit-learn takes no matrix without rows or columns.
+        return normalize(rows, copy=False).astype(np.float32) if rows.nnz else rows.astype(np.float32)
 
 
 class _Pieces:
@@ -206,12 +209,6 @@ class _Pieces:
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
-
-
-def _lowered(text: str) -> str:
-    """In lower case, each character at its place."""
-    lowered = text.lower()
-    return lowered if len(lowered) == len(text) else "".join(character.lower()[0] for character in text)
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
