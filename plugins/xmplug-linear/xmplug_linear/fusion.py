@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix, diags
 
+from xmplug.errors import KernelError
 from xmplug.interfaces import Encoded, Fusion, MarginLoss, Scores, Shortlist, Task
 from xmplug.ops import LinearWeights, linear_scores, train_linear
 
@@ -28,12 +29,13 @@ class OneVsRest(Fusion):
     those of a run that is loaded stay in its file until they are used.
     """
 
+    per_node = tuple(_ARRAYS)
     sparse = True
     solved = True
 
     def __init__(self, config: OneVsRestConfig, size: int, num_nodes: int, seed: int):
         super().__init__()
-        self.config, self.seed = config, seed
+        self.config, self.num_nodes, self.seed = config, num_nodes, seed
         self.ranked_negatives = config.ranked_negatives
         nothing = csr_matrix((num_nodes, size), dtype=np.float32)
         self._put(LinearWeights.of_matrix(nothing, np.zeros(num_nodes), np.array([0, num_nodes])))
@@ -48,11 +50,17 @@ class OneVsRest(Fusion):
         for name in _ARRAYS:
             self.register_buffer(name, torch.from_numpy(getattr(weights, name)))
 
-    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        # Kept as they are, whatever their size, so that a memory-mapped file stays one.
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
         if all(prefix + name in state for name in _ARRAYS):
-            self._put(LinearWeights(self.linear.num_features, *(state[prefix + name].numpy() for name in _ARRAYS)))
-        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[arg-type]
+            weights = LinearWeights(self.linear.num_features, *(state[prefix + name].numpy() for name in _ARRAYS))
+            try:
+                weights.check(self.num_nodes)
+            except KernelError as error:
+                rest[-1].append(str(error))
+                return
+            self._put(weights)
+        # Kept as they are, so that those of a file that is mapped stay there: copied onto themselves, all would be read.
+        super()._load_from_state_dict(state, prefix, {**metadata, "assign_to_params_buffers": True}, *rest)
 
     def _apply(self, function: Any, recurse: bool = True) -> OneVsRest:
         return self  # the kernels read them on the CPU
