@@ -148,7 +148,8 @@ class Model(nn.Module):
         """Make the next level. Encoder and shared weights of the fusion continue from the level above; the weights
         with a row for each node start afresh (AttentionXML section 2.5)."""
         above = self.level(len(self.levels) - 1)
-        encoder = copy.deepcopy(above.encoder)
+        # One without weights does not change, and may hold a large vocabulary.
+        encoder = copy.deepcopy(above.encoder) if above.encoder.state_dict() else above.encoder
         fusion = self._fusion(len(self.levels), encoder.size)
         inherited = {
             name: value
