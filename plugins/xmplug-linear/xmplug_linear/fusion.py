@@ -59,7 +59,7 @@ class OneVsRest(Fusion):
                 rest[-1].append(str(error))
                 return
             self._put(weights)
-        # Kept as they are, so that those of a file that is mapped stay there: copied onto themselves, all would be read.
+        # Kept as they are, so that those of a mapped file stay there: copied onto themselves, all would be read.
         super()._load_from_state_dict(state, prefix, {**metadata, "assign_to_params_buffers": True}, *rest)
 
     def _apply(self, function: Any, recurse: bool = True) -> OneVsRest:
