@@ -194,6 +194,26 @@ def test_a_text_gets_the_same_prediction_alone_and_in_company(run: Path) -> None
     assert _ranking(tagger, *(texts * 60)) == together * 60  # more than one batch
 
 
+@pytest.mark.parametrize("texts", [[None], [TEXT, b"bytes"], [3], [["a"]]])
+def test_texts_that_are_no_strings(texts: list[Any], run: Path) -> None:
+    tagger = xmplug.load(run)
+    with pytest.raises(xmplug.XmplugError, match="no string"):
+        tagger.predict(texts)
+    with pytest.raises(xmplug.XmplugError, match="no string"):
+        tagger.explain(texts[-1])
+
+
+def test_texts_of_any_kind(run: Path) -> None:
+    tagger = xmplug.load(run)
+    expected = tagger.predict([TEXT, ""])
+    for texts in ((TEXT, ""), np.array([TEXT, ""]), (text for text in (TEXT, ""))):
+        assert tagger.predict(texts) == expected
+    for text in ("\ud800 " + TEXT, "\x00" + TEXT, TEXT + " x" * 100_000):
+        assert tagger.predict([text], k=1)[0][0].label == "label0000"
+    assert tagger.predict(["y" * 1_000_000]) == tagger.predict([""])
+    assert tagger.predict([]) == []
+
+
 def test_scores_are_probabilities_best_first(run: Path) -> None:
     for row in _ranking(xmplug.load(run), "", TEXT, "unheard of", k=1000):
         scores = [score for _, score in row]
@@ -311,6 +331,16 @@ xmplug.train("linear", {str(corpus)!r}, {str(tmp_path / "run")!r}, options={TREE
     resume(tmp_path / "run")
     assert _files(tmp_path / "run") == _files(run)
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/level-1.safetensors", "encoder/features.json"])
+def test_a_stopped_run_with_a_damaged_file(name: str, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        xmplug.train("linear", corpus, tmp_path / "run", options=TREE, listener=_StopAt("of level 2 on dev"))
+    path = tmp_path / "run" / name
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(xmplug.RunError, match="restore it from a copy, or train again"):
+        resume(tmp_path / "run")
 
 
 # Explanation ---------------------------------------------------------------------------------------------------------
@@ -526,6 +556,8 @@ REFUSED: dict[str, tuple[str, str]] = {
     "bias without bounds": ("--plugin linear --fusion.bias inf", "fusion.bias"),
     "sharpness without bounds": ("--plugin linear --fusion.sharpness inf", "fusion.sharpness"),
     "prune that is no number": ("--plugin linear --fusion.prune nan", "fusion.prune"),
+    "sharpness beyond bounds": ("--plugin linear --fusion.sharpness 1e300", "fusion.sharpness"),
+    "passes beyond bounds": ("--plugin linear --fusion.passes 99999999999", "fusion.passes"),
     "no passes": ("--plugin linear --fusion.passes 0", "fusion.passes"),
     "unary tree": ("--plugin linear --label-structure.branching 1", "branching"),
 }
