@@ -190,8 +190,12 @@ def test_a_text_gets_the_same_prediction_alone_and_in_company(run: Path) -> None
     tagger = xmplug.load(run)
     texts = ["word1x1 word1x2", "", "word2x0 noise3 " * 40, "word5x1 word5x3 word9x2", "unheard of", TEXT]
     together = _ranking(tagger, *texts)
-    assert [_ranking(tagger, text)[0] for text in texts] == together
-    assert _ranking(tagger, *(texts * 60)) == together * 60  # more than one batch
+    many = _ranking(tagger, *(texts * 60))  # more than one batch
+    # The last bit of a sigmoid of PyTorch's depends on its place.
+    for found in ([_ranking(tagger, text)[0] for text in texts], *(many[at : at + 6] for at in range(0, 360, 6))):
+        for one, other in zip(found, together, strict=True):
+            assert [label for label, _ in one] == [label for label, _ in other]
+            assert [score for _, score in one] == pytest.approx([score for _, score in other], rel=5e-7)
 
 
 @pytest.mark.parametrize("texts", [[None], [TEXT, b"bytes"], [3], [["a"]]])
