@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix, diags
 
-from xmplug.errors import KernelError
+from xmplug import XmplugError
 from xmplug.interfaces import Encoded, Fusion, MarginLoss, Scores, Shortlist, Task
 from xmplug.ops import LinearWeights, linear_scores, train_linear
 
@@ -55,7 +55,7 @@ class OneVsRest(Fusion):
             weights = LinearWeights(self.linear.num_features, *(state[prefix + name].numpy() for name in _ARRAYS))
             try:
                 weights.check(self.num_nodes)
-            except KernelError as error:
+            except XmplugError as error:
                 rest[-1].append(str(error))
                 return
             self._put(weights)
