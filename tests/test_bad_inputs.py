@@ -96,6 +96,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "unknown option": (_nothing, TRAIN + "--training.epoch 3", "did you mean 'training.epochs'"),
     "unknown flag": (_nothing, TRAIN + "--epochs 3", "--epochs"),
     "value out of bounds": (_nothing, TRAIN + "--encoder.dropout 2", "encoder.dropout"),
+    "value without bounds": (_nothing, TRAIN + "--training.clip_norm inf", "training.clip_norm"),
     "value of the wrong type": (_nothing, TRAIN + "--training.batch_size many", "training.batch_size"),
     "unknown component": (_nothing, TRAIN + "--loss core:bcd", "core:bce"),
     "option without value": (_nothing, TRAIN + "--training.epochs", "needs a value"),

@@ -14,7 +14,7 @@ from torch import nn
 from .components.nothing import NoContext
 from .config import RunConfig
 from .data import Corpus, Documents, TokenStore
-from .errors import ConfigError, ResourceError
+from .errors import ConfigError, DataError, ResourceError
 from .interfaces import (
     Batch,
     Encoder,
@@ -129,6 +129,10 @@ class Model(nn.Module):
     def read(self, texts: Documents | Sequence[str]) -> TokenStore:
         """Tokens of texts, and what encoder and structure make of the raw texts."""
         encoder = self.level(0).encoder
+        if not isinstance(texts, Documents):
+            texts = list(texts)
+            if not all(isinstance(text, str) for text in texts):
+                raise DataError("one of the texts is no string; give a list of strings")
         if encoder.tokenizer is None:
             store = TokenStore.without_tokens(len(texts))
         elif isinstance(texts, Documents):
@@ -148,7 +152,8 @@ class Model(nn.Module):
         """Make the next level. Encoder and shared weights of the fusion continue from the level above; the weights
         with a row for each node start afresh (AttentionXML section 2.5)."""
         above = self.level(len(self.levels) - 1)
-        encoder = copy.deepcopy(above.encoder)
+        # One without weights does not change, and may hold a large vocabulary.
+        encoder = copy.deepcopy(above.encoder) if above.encoder.state_dict() else above.encoder
         fusion = self._fusion(len(self.levels), encoder.size)
         inherited = {
             name: value

@@ -449,9 +449,13 @@ class Trainer:
 
     def _best_record(self, level: int) -> dict[str, float]:
         """The evaluation whose weights were kept at `level`, which counts from 1."""
-        lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        records: list[dict[str, float]] = [record for record in map(json.loads, lines) if record["level"] == level]
-        return max(records, key=lambda record: record[self.settings.metric])
+        path = self.out / "metrics.jsonl"
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            records: list[dict[str, float]] = [record for record in map(json.loads, lines) if record["level"] == level]
+            return max(records, key=lambda record: record[self.settings.metric])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} is damaged ({error}); restore it from a copy, or train again") from error
 
 
 def _fingerprint(train: Documents, dev: Documents, labels: LabelSet) -> str:

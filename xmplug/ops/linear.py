@@ -45,6 +45,31 @@ class LinearWeights:
     def num_nodes(self) -> int:
         return len(self.biases)
 
+    def check(self, num_nodes: int) -> None:
+        """Raises KernelError where the arrays are not those of `num_nodes` nodes. Of large ones, which may be mapped
+        from a file, only a few numbers are read."""
+        kinds = dict.fromkeys(("features", "columns"), np.int32) | dict.fromkeys(("weights", "biases"), np.float32)
+        for field in fields(self)[1:]:
+            array = getattr(self, field.name)
+            if array.ndim != 1 or array.dtype != kinds.get(field.name, np.int64):
+                raise KernelError(f"linear weights cannot have {field.name} of {array.dtype} {array.shape}")
+        ends = [(0, num_nodes), (0, len(self.features)), (0, len(self.weights))]
+        offsets = [self.groups, self.group_indptr, self.feature_indptr]
+        if (
+            len(self.biases) != num_nodes
+            or len(self.columns) != len(self.weights)
+            or len(self.groups) != len(self.group_indptr)
+            or len(self.feature_indptr) != len(self.features) + 1
+            or len(self.groups) < 2
+            or any((array[0], array[-1]) != end for array, end in zip(offsets, ends))
+            or any(np.any(np.diff(array) < 0) for array in offsets[:2])
+        ):
+            raise KernelError(f"the arrays of the linear weights do not agree, or are not those of {num_nodes} nodes")
+        # Ascending in a group.
+        last = self.features[self.group_indptr[1:][np.diff(self.group_indptr) > 0] - 1]
+        if len(last) and last.max() >= self.num_features:
+            raise KernelError(f"linear weights of feature {last.max()}; there are {self.num_features}")
+
     def to_matrix(self) -> sparse.csr_matrix:
         """(nodes, F) CSR: the weights without the biases."""
         group = np.repeat(np.arange(len(self.groups) - 1), np.diff(self.group_indptr))  # of each feature
@@ -77,6 +102,13 @@ class LinearWeights:
         features = np.concatenate([part.features for part in parts])
         indptr = offsets("group_indptr"), features, offsets("feature_indptr")
         return cls(parts[0].num_features, offsets("groups"), *indptr, *flat)
+
+    @classmethod
+    def beside(cls, parts: Sequence[LinearWeights]) -> LinearWeights:
+        """The nodes of several levels of one group each, one behind another, as one group."""
+        matrix = sparse.csr_matrix(sparse.vstack([part.to_matrix() for part in parts]))
+        biases = np.concatenate([part.biases for part in parts])
+        return cls.of_matrix(matrix, biases, np.array([0, len(biases)]))
 
     @classmethod
     def of_matrix(cls, matrix: sparse.csr_matrix, biases: np.ndarray, groups: np.ndarray) -> LinearWeights:

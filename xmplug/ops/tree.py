@@ -185,7 +185,11 @@ def _clusters(
     centroids = rows[np.sort(random.choice(len(labels), count, replace=False))]
     member = np.full(len(labels), -1)
     for _ in range(ROUNDS):
-        nearest = (rows @ np.ascontiguousarray(centroids.toarray().T)).argmax(axis=1)
+        cosines = rows @ np.ascontiguousarray(centroids.toarray().T)
+        nearest = cosines.argmax(axis=1)
+        # What is like no centroid is dealt out: all in one cluster, it would be handed down through level after level.
+        lost = np.flatnonzero(~cosines.any(axis=1))
+        nearest[lost] = np.arange(len(lost)) % count
         if np.array_equal(nearest, member):
             break
         member = nearest

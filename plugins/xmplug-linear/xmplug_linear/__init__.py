@@ -47,10 +47,13 @@ class OneVsRestConfig(ComponentConfig):
     cost: float = Field(1.0, gt=0, description="C: weight of the losses against |w|^2 / 2")
     bias: float = Field(1.0, ge=0, description="value of a feature that every text has; 0: none")
     tolerance: float = Field(0.1, gt=0, description="largest violation of the dual's optimality at the end")
-    passes: int = Field(100, ge=1, description="most passes over the examples of a node")
+    passes: int = Field(100, ge=1, le=1_000_000, description="most passes over the examples of a node")
     prune: float = Field(0.1, ge=0, description="weights nearer to 0 are dropped")
     sharpness: float | None = Field(
-        None, gt=0, description="factor of the margin under the sigmoid; none: 1 for logistic loss, 5 for squared hinge"
+        None,
+        gt=0,
+        le=1000,
+        description="factor of the margin under the sigmoid; none: 1 for logistic loss, 5 for squared hinge",
     )
     ranked_negatives: bool = Field(
         False, description="texts that the level above ranks under a node are examples for its children too"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix, diags
 
+from xmplug import XmplugError
 from xmplug.interfaces import Encoded, Fusion, MarginLoss, Scores, Shortlist, Task
 from xmplug.ops import LinearWeights, linear_scores, train_linear
 
 from . import OneVsRestConfig
 
-_EXAMPLES = 20_000_000
-"""Numbers in the rows of the examples of the groups that are solved in one call: some seconds of work."""
+_WORK = 4_000_000_000
+"""Numbers that the nodes solved in one call of a kernel read in a pass: seconds in which nothing can stop it."""
 _ARRAYS = [field.name for field in fields(LinearWeights)[1:]]
 
 
@@ -28,12 +29,13 @@ class OneVsRest(Fusion):
     those of a run that is loaded stay in its file until they are used.
     """
 
+    per_node = tuple(_ARRAYS)
     sparse = True
     solved = True
 
     def __init__(self, config: OneVsRestConfig, size: int, num_nodes: int, seed: int):
         super().__init__()
-        self.config, self.seed = config, seed
+        self.config, self.num_nodes, self.seed = config, num_nodes, seed
         self.ranked_negatives = config.ranked_negatives
         nothing = csr_matrix((num_nodes, size), dtype=np.float32)
         self._put(LinearWeights.of_matrix(nothing, np.zeros(num_nodes), np.array([0, num_nodes])))
@@ -48,11 +50,17 @@ class OneVsRest(Fusion):
         for name in _ARRAYS:
             self.register_buffer(name, torch.from_numpy(getattr(weights, name)))
 
-    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        # Kept as they are, whatever their size, so that a memory-mapped file stays one.
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
         if all(prefix + name in state for name in _ARRAYS):
-            self._put(LinearWeights(self.linear.num_features, *(state[prefix + name].numpy() for name in _ARRAYS)))
-        super()._load_from_state_dict(state, prefix, *rest)
+            weights = LinearWeights(self.linear.num_features, *(state[prefix + name].numpy() for name in _ARRAYS))
+            try:
+                weights.check(self.num_nodes)
+            except XmplugError as error:
+                rest[-1].append(str(error))
+                return
+            self._put(weights)
+        # Kept as they are, so that those of a mapped file stay there: copied onto themselves, all would be read.
+        super()._load_from_state_dict(state, prefix, {**metadata, "assign_to_params_buffers": True}, *rest)
 
     def _apply(self, function: Any, recurse: bool = True) -> OneVsRest:
         return self  # the kernels read them on the CPU
@@ -66,38 +74,39 @@ class OneVsRest(Fusion):
         margin_loss: MarginLoss,
         progress: Callable[[str], None],
     ) -> None:
-        config = self.config
         begun = said = time.perf_counter()
         targets, examples = targets.tocsc(), examples.tocsc()
-        # Examples of a group, each as long as its text: what solving its nodes reads in a pass.
+        # Numbers that solving a node of each group reads in a pass.
         work = np.diff(np.concatenate([[0], np.cumsum(np.diff(features.indptr)[examples.indices])])[examples.indptr])
-        parts = []
-        first, groups = 0, len(siblings) - 1
-        while first < groups:
-            last = first + max(1, int(np.searchsorted(np.cumsum(work[first:]), _EXAMPLES, side="right")))
-            nodes = siblings[first], siblings[last]
-            parts.append(
-                train_linear(
-                    features,
-                    targets[:, nodes[0] : nodes[1]],
-                    siblings[first : last + 1] - nodes[0],
-                    examples[:, first:last],
-                    loss=margin_loss,
-                    cost=config.cost,
-                    bias=config.bias,
-                    tolerance=config.tolerance,
-                    passes=config.passes,
-                    prune=config.prune,
-                    seed=self.seed + first,
+        parts: list[LinearWeights] = []
+        for first, last in _calls(work * np.diff(siblings)):
+            calls = [siblings[first : last + 1]]
+            if last == first + 1:  # nodes of a large group too are solved some at a time
+                calls = [siblings[first] + np.array(part) for part in _calls(np.full(np.diff(calls[0]), work[first]))]
+            found = []
+            for nodes in calls:
+                found.append(
+                    train_linear(
+                        features,
+                        targets[:, nodes[0] : nodes[-1]],
+                        nodes - nodes[0],
+                        examples[:, first:last],
+                        loss=margin_loss,
+                        cost=self.config.cost,
+                        bias=self.config.bias,
+                        tolerance=self.config.tolerance,
+                        passes=self.config.passes,
+                        prune=self.config.prune,
+                        seed=self.seed + first,
+                    )
                 )
-            )
-            first, now = last, time.perf_counter()
-            late = first < groups and now - said > 10
-            progress(f"{first:,} of {groups:,} groups" if late else "")
-            said = now if late else said
+                late = nodes[-1] < siblings[-1] and time.perf_counter() - said > 10
+                progress(f"{nodes[-1]:,} of {siblings[-1]:,} nodes" if late else "")
+                said = time.perf_counter() if late else said
+            parts.append(found[0] if len(found) == 1 else LinearWeights.beside(found))
         self._put(LinearWeights.joined(parts))
         usual = 1.0 if margin_loss == "logistic" else 5.0
-        self.sharpness = torch.tensor(config.sharpness or usual)
+        self.sharpness = torch.tensor(self.config.sharpness or usual)
         seconds = time.perf_counter() - begun
         progress(f"{len(self.linear.weights):,} weights of {siblings[-1]:,} nodes in {seconds:.1f} s")
 
@@ -111,3 +120,13 @@ class OneVsRest(Fusion):
         assert shortlist.nodes is not None
         rows = self.linear.rows(shortlist.nodes[0].cpu().numpy())
         return csr_matrix(float(self.sharpness) * rows @ diags(encoded.features.toarray()[0]))
+
+
+def _calls(work: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of items with about `_WORK` in all, or of one item with more."""
+    ends = np.cumsum(work, dtype=np.float64)
+    first = 0
+    while first < len(work):
+        last = max(first + 1, int(np.searchsorted(ends, (ends[first - 1] if first else 0) + _WORK, side="right")))
+        yield first, last
+        first = last

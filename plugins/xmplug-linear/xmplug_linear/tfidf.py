@@ -6,9 +6,10 @@ import json
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack, vstack
@@ -109,9 +110,9 @@ class Tfidf(Encoder):
             encoder = cls(config, content["words"], np.array(content["pairs"], np.int64), content["pieces"], tagger)
             encoder.idf = np.load(folder / "idf.npy", allow_pickle=False).astype(np.float32)
             counted = encoder.size - (0 if tagger is None else tagger.vector_size)
-            if len(encoder.idf) != counted:
-                raise ValueError(f"{len(encoder.idf)} weights for {counted} features")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if encoder.idf.shape != (counted,) or not np.isfinite(encoder.idf).all():
+                raise ValueError(f"no finite weights for {counted} features")
+        except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder} holds no TF-IDF ({error}); restore it from a copy, or train again") from error
         return encoder
 
@@ -135,15 +136,16 @@ class Tfidf(Encoder):
 
     def occurrences(self, text: str) -> dict[int, tuple[int, int]]:
         """Words and n-grams of words; characters are not shown on their own."""
-        lowered = _lowered(text)
-        spans = [match.span() for match in _WORD.finditer(lowered)]
+        words = list(_WORD.finditer(text.lower()))
+        # Where each character of the text in lower case is from: of İ there are two.
+        origin = [at for at, character in enumerate(text) for _ in character.lower()]
         found: dict[int, tuple[int, int]] = {}
         for length in range(1, self.config.ngrams + 1):
-            for at in range(len(spans) - length + 1):
-                span = spans[at][0], spans[at + length - 1][1]
-                feature = self._number([lowered[slice(*part)] for part in spans[at : at + length]])
+            for at in range(len(words) - length + 1):
+                some = words[at : at + length]
+                feature = self._number([word.group() for word in some])
                 if feature is not None:
-                    found.setdefault(feature, span)
+                    found.setdefault(feature, (origin[some[0].start()], origin[some[-1].end() - 1] + 1))
         return found
 
     def _number(self, words: list[str]) -> int | None:
@@ -242,13 +244,7 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _lowered(text: str) -> str:
-    """In lower case, each character at its place."""
-    lowered = text.lower()
-    return lowered if len(lowered) == len(text) else "".join(character.lower()[0] for character in text)
-
-
-def chunks(texts: Documents | Sequence[str]) -> Iterator[list[str]]:
+def chunks(texts: Documents | Iterable[str]) -> Iterator[list[str]]:
     """Some thousand texts at a time."""
     source = texts.texts() if isinstance(texts, Documents) else iter(texts)
     while chunk := list(islice(source, _CHUNK)):
