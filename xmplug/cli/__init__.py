@@ -71,6 +71,8 @@ def main() -> None:
         _fail(error.format_message(), error.exit_code)
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror}; check the path, rights and free space", 1)
+    except MemoryError as error:
+        _fail(f"not enough memory ({error or 'no more is known'}); choose fewer features, labels or texts at a time", 1)
     except (click.Abort, KeyboardInterrupt):
         print("xmplug: stopped", file=sys.stderr)
         sys.exit(130)

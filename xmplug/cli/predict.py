@@ -101,7 +101,7 @@ def _print(
         for at, label in enumerate(predictions):
             entry: dict[str, Any] = {"label": label.label, "name": label.name, "score": round(label.score, 4)}
             if explained and explained[at].words is not None:
-                entry["words"] = [{"word": word, "attention": weight} for word, weight in words[at]]
+                entry["words"] = [{"word": word, "weight": weight} for word, weight in words[at]]
             if explained and explained[at].neighbours is not None:
                 entry["neighbours"] = like[at]
             record["labels"].append(entry)

@@ -20,7 +20,7 @@ class TfidfConfig(ComponentConfig):
     )
     sublinear: bool = Field(True, description="1 + ln of a count instead of the count")
     hashing: int | None = Field(
-        None, ge=2, le=2**30, description="number of features by hash, without a vocabulary; none: a vocabulary"
+        None, ge=2, le=2**26, description="number of features by hash, without a vocabulary; none: a vocabulary"
     )
 
     vectors: str | None = Field(None, description="run whose dense vectors of the texts are added; none: no vectors")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix, diags
+from scipy.sparse import csr_matrix
 
 from xmplug import XmplugError
 from xmplug.interfaces import Encoded, Fusion, MarginLoss, Scores, Shortlist, Task
@@ -119,7 +119,7 @@ class OneVsRest(Fusion):
         assert encoded.features is not None
         assert shortlist.nodes is not None
         rows = self.linear.rows(shortlist.nodes[0].cpu().numpy())
-        return csr_matrix(float(self.sharpness) * rows @ diags(encoded.features.toarray()[0]))
+        return csr_matrix(float(self.sharpness) * rows.multiply(encoded.features))
 
 
 def _calls(work: np.ndarray) -> Iterator[tuple[int, int]]:
