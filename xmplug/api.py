@@ -11,7 +11,8 @@ from .data import load_dataset
 from .errors import RunError
 from .inference import Tagger
 from .plugins import Plugins
-from .refinement import calibrate_run, ensemble_runs
+from .refinement import calibrate as calibrate
+from .refinement import ensemble as ensemble
 from .saving import MANIFEST, load_run, read_manifest, save_ensemble
 from .saving import copy_run as copy_run
 from .training import Listener, resumable_config
@@ -103,48 +104,3 @@ def resume(run: str | Path, plugin_files: Sequence[str] = (), listener: Listener
     source = data["source"]
     train_run(config, plugins, load_dataset(**source), run, source=source, resume=True, listener=listener)
     return load_run(run, plugins)
-
-
-def ensemble(
-    runs: Sequence[str | Path],
-    out: str | Path,
-    *,
-    method: str = "mean",
-    weights: Sequence[float] | None = None,
-    data: str | Path | None = None,
-    data_format: str | None = None,
-    plugin_files: Sequence[str] = (),
-) -> Tagger:
-    """Make runs on the same labels, ensembles too, one run and return it, ready to predict.
-
-    out: a folder that does not exist yet; it holds all that is needed, as links to the members' files or copies of
-    them. method: "mean" of scores; "weighted" by `weights`, one for each run; "fitted", with weights that make nDCG@5
-    on dev high, or equal ones where cross-fitting finds those as good; "ranks", reciprocal rank fusion, for scores
-    that do not compare. A calibrated member takes part with calibrated scores. data: where dev comes from, for
-    "fitted"; else the first run's.
-
-    Raises XmplugError for everything that can be wrong with the arguments, the runs or the disk; then nothing is left.
-    """
-    return ensemble_runs(
-        runs, out, method=method, weights=weights, data=data, data_format=data_format, plugin_files=plugin_files
-    )
-
-
-def calibrate(
-    run: str | Path,
-    *,
-    method: str = "platt",
-    split: str = "dev",
-    data: str | Path | None = None,
-    data_format: str | None = None,
-    plugin_files: Sequence[str] = (),
-) -> Tagger:
-    """Make the scores of a run, or of an ensemble, probabilities as they are on dev; return it, ready to predict.
-
-    The ranking stays. method: "platt", two numbers for each rank; "isotonic", a line for each rank, which needs
-    thousands of texts; "none" takes a calibration away. split: "dev" or "train". data: where the split comes from; else
-    from what the run was trained on. It is kept in run/calibration.json and applied wherever the run is loaded.
-
-    Raises XmplugError for everything that can be wrong with the arguments, the run or the data.
-    """
-    return calibrate_run(run, method=method, split=split, data=data, data_format=data_format, plugin_files=plugin_files)

@@ -30,7 +30,7 @@ _MEASURED = 5  # ranks that figures are about
 _STEPS = 50
 
 
-def ensemble_runs(
+def ensemble(
     runs: Sequence[str | Path],
     out: str | Path,
     *,
@@ -40,7 +40,16 @@ def ensemble_runs(
     data_format: str | None = None,
     plugin_files: Sequence[str] = (),
 ) -> Ensemble:
-    """Make `runs` one run in `out`; the arguments are those of `xmplug.ensemble`."""
+    """Make runs on the same labels, ensembles too, one run and return it, ready to predict.
+
+    out: a folder that does not exist yet; it holds all that is needed, as links to the members' files or copies of
+    them. method: "mean" of scores; "weighted" by `weights`, one for each run; "fitted", with weights that make nDCG@5
+    on dev high, or equal ones where cross-fitting finds those as good; "ranks", reciprocal rank fusion, for scores
+    that do not compare. A calibrated member takes part with calibrated scores. data: where dev comes from, for
+    "fitted"; else the first run's.
+
+    Raises XmplugError for everything that can be wrong with the arguments, the runs or the disk; then nothing is left.
+    """
     if method not in METHODS:
         raise ConfigError(f"no method {method!r} to combine runs; {nearest(method, METHODS)}")
     if len(runs) < 2:
@@ -69,7 +78,7 @@ def ensemble_runs(
     return tagger
 
 
-def calibrate_run(
+def calibrate(
     run: str | Path,
     *,
     method: str = "platt",
@@ -78,7 +87,14 @@ def calibrate_run(
     data_format: str | None = None,
     plugin_files: Sequence[str] = (),
 ) -> Tagger:
-    """Make the scores of `run` probabilities; the arguments are those of `xmplug.calibrate`."""
+    """Make the scores of a run, or of an ensemble, probabilities as they are on dev; return it, ready to predict.
+
+    The ranking stays. method: "platt", two numbers for each rank; "isotonic", a line for each rank, which needs
+    thousands of texts; "none" takes a calibration away. split: "dev" or "train". data: where the split comes from; else
+    from what the run was trained on. It is kept in run/calibration.json and applied wherever the run is loaded.
+
+    Raises XmplugError for everything that can be wrong with the arguments, the run or the data.
+    """
     if method not in (*CALIBRATION_METHODS, "none"):
         raise ConfigError(f"no method {method!r} to calibrate; {nearest(method, (*CALIBRATION_METHODS, 'none'))}")
     if split == "test":

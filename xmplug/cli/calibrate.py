@@ -30,9 +30,9 @@ def command(
     it was not fitted on: each half of dev with the maps of the other. Lower is better for both figures, the Brier score
     and the expected calibration error.
     """
-    from ..refinement import calibrate_run
+    from ..refinement import calibrate
 
-    calibration = calibrate_run(
+    calibration = calibrate(
         run, method=method, split=split, data=data, data_format=data_format, plugin_files=plugin_files
     ).calibration
     if calibration is None:

@@ -47,12 +47,10 @@ def command(
     except ValueError:
         raise click.UsageError(f"--weights {weights!r} is not a list of numbers such as 0.3,0.7") from None
 
-    from ..refinement import ensemble_runs
+    from ..refinement import ensemble
     from ..saving import read_manifest
 
-    ensemble_runs(
-        runs, out, method=method, weights=given, data=data, data_format=data_format, plugin_files=plugin_files
-    )
+    ensemble(runs, out, method=method, weights=given, data=data, data_format=data_format, plugin_files=plugin_files)
     if figures := read_manifest(Path(out)).get("dev"):
         from rich.console import Console
         from rich.table import Table
