@@ -137,8 +137,11 @@ def node_labels(model: Model, nodes: np.ndarray) -> np.ndarray:
 class Tagger:
     """Predicts labels of texts. This one has one trained model; an `Ensemble` has taggers as members.
 
-    models: all that take part. calibration: makes the scores probabilities; None leaves them as they are.
+    models: all that take part. calibration: makes the scores probabilities; None leaves them as they are. trained_on:
+    the fingerprints of the training documents (`Documents.fingerprint`) of all models, where their runs tell them.
     """
+
+    trained_on: frozenset[str] = frozenset()
 
     def __init__(self, model: Model):
         self.models = [model]
@@ -183,7 +186,7 @@ class Tagger:
             yield from self.predict(chunk, k, threshold)
 
     def explain(self, text: str, k: int = 5, words: int = 6) -> list[Explanation]:
-        """The `k` best labels of one text, each with the `words` words that carried most of its attention, and with
+        """The `k` best labels of one text, each with the `words` words or n-grams that carried most, and with
         the training documents like the text that have it.
 
         An ensemble is explained by its first member. Raises ConfigError when the method has neither.
@@ -197,8 +200,8 @@ class Tagger:
         if carried is None and neighbours is None:
             config = self.models[0].config
             raise ConfigError(
-                f"--explain needs attention or neighbours; the fusion {config.components['fusion'].id!r} has no "
-                f"attention to words, the label context {config.components['label_context'].id!r} no neighbours"
+                f"--explain needs words or neighbours; the fusion {config.components['fusion'].id!r} does not tell "
+                f"what words carry, the label context {config.components['label_context'].id!r} has no neighbours"
             )
         return [
             Explanation(
@@ -251,6 +254,7 @@ class Ensemble(Tagger):
         self.models = [model for member in members for model in member.models]
         self.labels = members[0].labels
         self.calibration = None
+        self.trained_on = frozenset().union(*(member.trained_on for member in members))
         if any(member.labels.ids != self.labels.ids for member in members):
             raise RunError("the members know different labels; train them on the same data")
 

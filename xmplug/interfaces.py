@@ -195,7 +195,8 @@ class Encoder(nn.Module, ABC):
         return None
 
     def read(self, texts: Documents | Sequence[str]) -> csr_matrix | None:
-        """(N,F) sparse vectors of raw texts; None of an encoder that is not sparse. Called once for each split."""
+        """(N,F) sparse vectors of raw texts; None of an encoder that is not sparse. Called for the training texts after
+        `fit`, and again when training begins; for dev; and in each prediction."""
         return None
 
     def occurrences(self, text: str) -> dict[int, tuple[int, int]]:
@@ -251,8 +252,9 @@ class LabelStructure(ABC):
         return np.array([0, self.level_size(level)], np.int64)
 
     def read(self, texts: Documents | Sequence[str]) -> csr_matrix | None:
-        """(N,L) the labels to score for each raw text, with a number above 0 each; None of a structure that chooses
-        them in another way. Called once for each split; `shortlist` gets the rows in `Batch.candidates`."""
+        """(N, num_labels) the labels to score for each raw text, with a number above 0 each; None of a structure that
+        chooses them in another way. Called for each split and in each prediction; `shortlist` gets the rows in
+        `Batch.candidates`, in training with the true labels among them, whose number is 1 or more."""
         return None
 
     @abstractmethod
@@ -299,7 +301,7 @@ class Fusion(nn.Module, ABC):
     sparse: ClassVar[bool] = False
     """Whether it scores `Encoded.features`, the sparse vectors of an encoder that is sparse too."""
     solved: ClassVar[bool] = False
-    """Whether a level is fitted by one call of `solve` instead of by steps along a gradient."""
+    """Whether a level is fitted by one call of `solve` instead of by steps along a gradient; only of a sparse one."""
     ranked_negatives: bool = False
     """Of a fusion that is solved: whether texts for which the level above ranks a node high are examples for its
     children, besides those for which the node is true."""

@@ -1,11 +1,13 @@
 """What finished runs become on dev: ensembles with fitted weights, and calibrated scores.
 
 Figures on the very texts that something was fitted on flatter it. So what is reported was cross-fitted: each half of
-dev is measured with what the other half gave. What is kept was fitted on both.
+dev is measured with what the other half gave. What is kept was fitted on both. What the runs bring along has seen all
+of dev: a member's calibration, an ensemble's fitted weights; and dev chose the epochs of most methods.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,14 +18,14 @@ from scipy.sparse import csr_matrix
 from .calibration import FILE, RANKS, Calibration
 from .calibration import METHODS as CALIBRATION_METHODS
 from .combination import METHODS, align, check_weights, highest, weighted_mean
-from .data import Documents, LabelSet
+from .data import Documents, LabelSet, load_dataset
 from .errors import ConfigError, DataError, RunError, nearest
-from .evaluation import rank_texts, split_of
+from .evaluation import rank_texts, split_of, training_source
 from .inference import Ensemble, Tagger
 from .metrics import brier_score, calibration_error, true_places
 from .ops import ranking_metrics
 from .plugins import Plugins
-from .saving import copy_run, load_run, read_manifest, save_ensemble, whole_folder, write_json
+from .saving import MANIFEST, copy_run, load_run, save_ensemble, whole_folder, write_json
 
 _FEWEST = 20  # texts to fit anything on
 _MEASURED = 5  # ranks that figures are about
@@ -64,12 +66,7 @@ def ensemble(
         tagger = Ensemble([load_run(run, plugins) for run in folders], weights, by_rank=method == "ranks")
         figures = None
         if method == "fitted":
-            if len(set().union(*(_fingerprints(run) for run in folders))) > 1:
-                raise RunError(
-                    "the runs were trained on different texts, so dev is not new to all of them, which fitted weights "
-                    "need; choose another --method, such as ranks"
-                )
-            documents, name = split_of(folders[0], data, "dev", data_format)
+            documents, name = _dev(folders, data, data_format)
             tagger.weights, figures = _fit_on(tagger, documents, name, runs)
         members = [f"member-{number}" for number in range(len(folders))]
         for folder, member in zip(folders, members):
@@ -82,7 +79,6 @@ def calibrate(
     run: str | Path,
     *,
     method: str = "platt",
-    split: str = "dev",
     data: str | Path | None = None,
     data_format: str | None = None,
     plugin_files: Sequence[str] = (),
@@ -90,21 +86,19 @@ def calibrate(
     """Make the scores of a run, or of an ensemble, probabilities as they are on dev; return it, ready to predict.
 
     The ranking stays. method: "platt", two numbers for each rank; "isotonic", a line for each rank, which needs
-    thousands of texts; "none" takes a calibration away. split: "dev" or "train". data: where the split comes from; else
-    from what the run was trained on. It is kept in run/calibration.json and applied wherever the run is loaded.
+    thousands of texts; "none" takes a calibration away. data: where dev comes from, or one file of texts; else from
+    what the run was trained on. It is kept in run/calibration.json and applied wherever the run is loaded.
 
     Raises XmplugError for everything that can be wrong with the arguments, the run or the data.
     """
     if method not in (*CALIBRATION_METHODS, "none"):
         raise ConfigError(f"no method {method!r} to calibrate; {nearest(method, (*CALIBRATION_METHODS, 'none'))}")
-    if split == "test":
-        raise ConfigError("asked to calibrate on test, which chooses nothing; use dev")
     run = Path(run)
     tagger = load_run(run, Plugins().load(tuple(plugin_files)), calibrated=False)
     if method == "none":
         (run / FILE).unlink(missing_ok=True)
         return tagger
-    documents, name = split_of(run, data, split, data_format)
+    documents, name = _dev([run], data, data_format)
     texts, truth = _labelled(documents, tagger.labels, name)
     top, scores = rank_texts(tagger, texts, RANKS)
     hits = true_places(top, truth)
@@ -112,7 +106,7 @@ def calibrate(
     after = np.empty_like(scores)
     for here, other in _halves(len(texts)):
         after[here] = Calibration.fit(kind, scores[other], hits[other])(scores[here])
-    figures: dict[str, Any] = {"data": name, "split": split, "documents": len(texts), "ranks": _MEASURED}
+    figures: dict[str, Any] = {"data": name, "documents": len(texts), "ranks": _MEASURED}
     first = top[:, :_MEASURED] >= 0
     for stage, values in {"before": scores, "after": after}.items():
         measured = values[:, :_MEASURED][first], hits[:, :_MEASURED][first]
@@ -195,9 +189,18 @@ def _halves(number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     yield from ((half, ~half), (~half, half))
 
 
-def _fingerprints(run: Path) -> set[str]:
-    """Of the data that a run, or each member of an ensemble, was trained on."""
-    content = read_manifest(run)
-    if "members" in content:
-        return set().union(*(_fingerprints(run / member) for member in content["members"]))
-    return {content["data"].get("fingerprint", "")}
+def _dev(runs: Sequence[Path], data: str | Path | None, data_format: str | None) -> tuple[Documents, str]:
+    """What to fit on: the dev split of `data`, or the one of the runs' training; and its name.
+
+    Raises RunError when the runs, those inside them too, were not all trained on what is there now: dev would not be
+    new to them.
+    """
+    if data is None:
+        manifests = [json.loads(path.read_bytes()) for run in runs for path in run.rglob(MANIFEST)]
+        trained_on = {content["data"]["fingerprint"] for content in manifests if "data" in content}
+        if trained_on != {load_dataset(**training_source(runs[0])).fingerprint}:
+            raise RunError(
+                "the runs were trained on different texts, or their corpus has changed, so dev is not new to all of "
+                "them; give texts that none of them has seen with --data"
+            )
+    return split_of(runs[0], data, "dev", data_format)

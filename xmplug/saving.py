@@ -155,6 +155,7 @@ def copy_run(source: str | Path, target: str | Path) -> None:
     hidden, such as a folder that is being made here.
     """
     left_out = shutil.ignore_patterns(".*", "checkpoints", "evaluation-*.json")
+    shutil.rmtree(target, ignore_errors=True)  # of a training that was stopped and begins again
     shutil.copytree(source, target, ignore=left_out, copy_function=_link_or_copy)
 
 
@@ -248,7 +249,9 @@ def _load_model(folder: Path, content: Mapping[str, Any], plugins: Plugins) -> T
         model.add_level()
     weights, _ = read_tensors(folder / "model.safetensors")
     load_weights(model.levels, weights, folder / "model.safetensors")
-    return Tagger(model.to(device()).eval())
+    tagger = Tagger(model.to(device()).eval())
+    tagger.trained_on = frozenset(filter(None, [content["data"].get("train_fingerprint")]))
+    return tagger
 
 
 def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

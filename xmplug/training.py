@@ -6,7 +6,6 @@ averages, generator states and position. A run that is killed and resumed theref
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -164,7 +163,8 @@ class Trainer:
         data = {
             "source": dict(source),
             "name": dataset.name,
-            "fingerprint": _fingerprint(train_split, dev_split, dataset.labels),
+            "fingerprint": dataset.fingerprint,
+            "train_fingerprint": train_split.fingerprint,
             "train": len(train_split),
             "dev": len(dev_split),
             "labels": self.task.num_labels,
@@ -339,10 +339,11 @@ class Trainer:
                 examples = examples.maximum(_ranked_nodes(above_train, examples.shape[1])).tocsr()
         else:
             examples = csr_matrix(np.ones((len(self.train_data.store), 1), np.int8))
-        if len(siblings) - 1 != examples.shape[1]:
+        if len(siblings) - 1 != examples.shape[1] or siblings[-1] != targets.shape[1]:
             raise ConfigError(
-                f"label structure {self.config.components['label_structure'].id} names {len(siblings) - 1} groups of "
-                f"siblings at level {level + 1} and has {examples.shape[1]} nodes above; correct its `siblings`"
+                f"label structure {self.config.components['label_structure'].id} names {len(siblings) - 1} groups with "
+                f"{siblings[-1]} siblings at level {level + 1}, which has {targets.shape[1]} nodes under "
+                f"{examples.shape[1]}; correct its `siblings`"
             )
 
         def progress(text: str) -> None:
@@ -456,12 +457,6 @@ class Trainer:
             return max(records, key=lambda record: record[self.settings.metric])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path} is damaged ({error}); restore it from a copy, or train again") from error
-
-
-def _fingerprint(train: Documents, dev: Documents, labels: LabelSet) -> str:
-    """Changes with everything of the data that training reads, the order of the labels included."""
-    parts = [train.fingerprint, dev.fingerprint, *labels.ids]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _ranked_nodes(ranked: Ranked, nodes: int) -> csr_matrix:

@@ -135,10 +135,10 @@ void linear_copy(const xmplug::LinearWeights& from, uintptr_t group_indptr, uint
   std::copy(from.biases.begin(), from.biases.end(), at<float>(biases));
 }
 
-bool linear_scores(uintptr_t indptr, uintptr_t indices, uintptr_t values, int64_t num_texts, int64_t num_features,
-                   uintptr_t groups, int64_t num_groups, uintptr_t group_indptr, uintptr_t group_features,
-                   uintptr_t feature_indptr, uintptr_t columns, uintptr_t weights, uintptr_t biases, uintptr_t nodes,
-                   int64_t width, uintptr_t scores, int threads) {
+int linear_scores(uintptr_t indptr, uintptr_t indices, uintptr_t values, int64_t num_texts, int64_t num_features,
+                  uintptr_t groups, int64_t num_groups, uintptr_t group_indptr, uintptr_t group_features,
+                  uintptr_t feature_indptr, uintptr_t columns, uintptr_t weights, int64_t num_entries, uintptr_t biases,
+                  uintptr_t nodes, int64_t width, uintptr_t scores, int threads) {
   return xmplug::linear_scores({{at<const int64_t>(indptr), at<const int32_t>(indices), at<const float>(values)},
                                 num_texts,
                                 num_features,
@@ -149,6 +149,7 @@ bool linear_scores(uintptr_t indptr, uintptr_t indices, uintptr_t values, int64_
                                 at<const int64_t>(feature_indptr),
                                 at<const int32_t>(columns),
                                 at<const float>(weights),
+                                num_entries,
                                 at<const float>(biases),
                                 at<const int64_t>(nodes),
                                 width,

@@ -57,13 +57,16 @@ struct LinearScores {
   const int64_t* feature_indptr;
   const int32_t* columns;
   const float* weights;
+  int64_t num_entries;
   const float* biases;
   const int64_t* nodes;  // (num_texts, width), negative = none
   int64_t width;
   float* scores;  // (num_texts, width): w . x + bias of each node, 0 where there is none
 };
 
-// False where a node is not in [0, groups[num_groups]), or a feature not in [0, num_features).
-bool linear_scores(const LinearScores& in, int threads);
+// 0; or 1 where a node is not in [0, groups[num_groups]), 2 where a text's feature is not in [0, num_features), 3 where
+// the weights that were looked at lie outside of what there is: they may come from a damaged file. `groups` and
+// `group_indptr` must be right.
+int linear_scores(const LinearScores& in, int threads);
 
 }  // namespace xmplug

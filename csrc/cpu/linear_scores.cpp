@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 
 #include "linear.h"
 #include "parallel.h"
@@ -24,12 +25,16 @@ class Finder {
     tabled = asked > size;  // features to look up against features to enter
     if (!tabled) return;
     table.resize(static_cast<size_t>(in.num_features), -1);
-    for (int64_t f = 0; f < size; ++f) table[static_cast<size_t>(begin[f])] = static_cast<int32_t>(f);
+    for (int64_t f = 0; f < size; ++f) {
+      if (known(begin[f])) table[static_cast<size_t>(begin[f])] = static_cast<int32_t>(f);
+    }
   }
 
   void close() {
     if (tabled) {
-      for (int64_t f = 0; f < size; ++f) table[static_cast<size_t>(begin[f])] = -1;
+      for (int64_t f = 0; f < size; ++f) {
+        if (known(begin[f])) table[static_cast<size_t>(begin[f])] = -1;
+      }
     }
     tabled = false;
   }
@@ -58,6 +63,8 @@ class Finder {
   }
 
  private:
+  bool known(int32_t feature) const { return feature >= 0 && feature < in.num_features; }
+
   const LinearScores& in;
   const int32_t* begin = nullptr;
   int64_t size = 0;
@@ -67,12 +74,12 @@ class Finder {
 
 }  // namespace
 
-bool linear_scores(const LinearScores& in, int threads) {
+int linear_scores(const LinearScores& in, int threads) {
   const int64_t num_nodes = in.groups[in.num_groups];
   std::vector<Run> runs;
   for (int64_t text = 0; text < in.num_texts; ++text) {
     for (int64_t e = in.features.indptr[text]; e < in.features.indptr[text + 1]; ++e) {
-      if (in.features.indices[e] < 0 || in.features.indices[e] >= in.num_features) return false;
+      if (in.features.indices[e] < 0 || in.features.indices[e] >= in.num_features) return 2;
     }
     const int64_t* const row = in.nodes + text * in.width;
     int64_t group = -1, begin = 0, end = 0;  // of the group that the last node was in
@@ -83,7 +90,7 @@ bool linear_scores(const LinearScores& in, int threads) {
         group = -1, begin = end = 0;
         continue;
       }
-      if (node >= num_nodes) return false;
+      if (node >= num_nodes) return 1;
       if (group >= 0 && node >= begin && node < end) {
         ++runs.back().length;
         continue;
@@ -98,6 +105,7 @@ bool linear_scores(const LinearScores& in, int threads) {
   const int64_t mean_size = in.num_texts ? in.features.indptr[in.num_texts] / in.num_texts + 1 : 1;
   threads = useful_threads(num_runs, 10.0 * static_cast<double>(mean_size), threads);
   constexpr int64_t kChunk = 256;
+  std::atomic<bool> damaged{false};
   std::vector<Finder> finders(static_cast<size_t>(threads), Finder(in));
   parallel_for(num_runs, kChunk, threads, [&](int worker, int64_t from, int64_t to) {
     Finder& own = finders[static_cast<size_t>(worker)];
@@ -118,7 +126,16 @@ bool linear_scores(const LinearScores& in, int threads) {
         std::copy(in.biases + first, in.biases + in.groups[group + 1], local.begin());
         own.match(run.text, [&](int64_t place, float value) {
           const int64_t feature = in.group_indptr[group] + place;
-          for (int64_t e = in.feature_indptr[feature]; e < in.feature_indptr[feature + 1]; ++e) {
+          const int64_t first_entry = in.feature_indptr[feature], last_entry = in.feature_indptr[feature + 1];
+          if (first_entry < 0 || last_entry > in.num_entries) {
+            damaged = true;
+            return;
+          }
+          for (int64_t e = first_entry; e < last_entry; ++e) {
+            if (static_cast<uint32_t>(in.columns[e]) >= local.size()) {
+              damaged = true;
+              return;
+            }
             local[static_cast<size_t>(in.columns[e])] += value * in.weights[e];
           }
         });
@@ -130,7 +147,7 @@ bool linear_scores(const LinearScores& in, int threads) {
     }
     own.close();
   });
-  return true;
+  return damaged ? 3 : 0;
 }
 
 }  // namespace xmplug

@@ -153,42 +153,35 @@ LinearWeights train_linear(const LinearProblem& p, InstructionSet set, int threa
   };
   std::vector<Solver> solvers;
   for (int worker = 0; worker < threads; ++worker) solvers.emplace_back(p, set);
-  // Many groups are solved each by one thread; of few groups, one after another, the panels are shared out.
-  if (p.num_groups >= 8 * threads || threads == 1) {
-    std::vector<Rows> rows(static_cast<size_t>(threads));
-    parallel_for(p.num_groups, 1, threads, [&](int worker, int64_t from, int64_t to) {
-      for (int64_t g = from; g < to; ++g) {
-        Rows& own = rows[static_cast<size_t>(worker)];
-        own.gather(p, g);
-        std::vector<std::vector<Entry>> panels(static_cast<size_t>(num_panels(g)));
-        Group& group = solved[static_cast<size_t>(g)];
-        for (size_t panel = 0; panel < panels.size(); ++panel) {
-          const int64_t first = p.groups[g] + static_cast<int64_t>(panel) * kSiblings;
-          solvers[static_cast<size_t>(worker)].solve(own, g, first, lanes_of(g, first), panels[panel],
-                                                     group.biases.data() + panel * kSiblings);
-        }
-        merge(panels, group.entries);
-        group.entries.shrink_to_fit();
+  std::vector<Rows> rows(static_cast<size_t>(threads));
+  const auto solve_group = [&](int64_t g, int own, int team) {
+    Rows& texts = rows[static_cast<size_t>(own)];
+    texts.gather(p, g);
+    std::vector<std::vector<Entry>> panels(static_cast<size_t>(num_panels(g)));
+    Group& group = solved[static_cast<size_t>(g)];
+    parallel_for(num_panels(g), 1, team, [&](int worker, int64_t from, int64_t to) {
+      for (int64_t panel = from; panel < to; ++panel) {
+        const int64_t first = p.groups[g] + panel * kSiblings;
+        solvers[static_cast<size_t>(own + worker)].solve(texts, g, first, lanes_of(g, first),
+                                                         panels[static_cast<size_t>(panel)],
+                                                         group.biases.data() + panel * kSiblings);
       }
     });
-  } else {
-    Rows rows;
-    for (int64_t g = 0; g < p.num_groups; ++g) {
-      rows.gather(p, g);
-      std::vector<std::vector<Entry>> panels(static_cast<size_t>(num_panels(g)));
-      Group& group = solved[static_cast<size_t>(g)];
-      parallel_for(num_panels(g), 1, threads, [&](int worker, int64_t from, int64_t to) {
-        for (int64_t panel = from; panel < to; ++panel) {
-          const int64_t first = p.groups[g] + panel * kSiblings;
-          solvers[static_cast<size_t>(worker)].solve(rows, g, first, lanes_of(g, first),
-                                                     panels[static_cast<size_t>(panel)],
-                                                     group.biases.data() + panel * kSiblings);
-        }
-      });
-      merge(panels, group.entries);
-      group.entries.shrink_to_fit();
+    merge(panels, group.entries);
+    group.entries.shrink_to_fit();
+  };
+  // Of few groups, those with work for all threads are solved one after another; all others each by one thread.
+  std::vector<int64_t> narrow;
+  for (int64_t g = 0; g < p.num_groups; ++g) {
+    if (p.num_groups < 8 * threads && num_panels(g) >= threads && threads > 1) {
+      solve_group(g, 0, threads);
+    } else {
+      narrow.push_back(g);
     }
   }
+  parallel_for(static_cast<int64_t>(narrow.size()), 1, threads, [&](int worker, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) solve_group(narrow[static_cast<size_t>(i)], worker, 1);
+  });
   LinearWeights out;
   for (Group& group : solved) {
     for (size_t e = 0; e < group.entries.size(); ++e) {

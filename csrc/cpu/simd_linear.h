@@ -91,6 +91,7 @@ XMPLUG_APART void solve_squared_hinge(const Panel& p) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const float ridge = 0.5f / p.cost;
   alignas(64) float sign[kSiblings], moving[kSiblings], most_before[kSiblings], most[kSiblings], least[kSiblings];
+  alignas(64) float left_out[kSiblings];
   for (int l = 0; l < kSiblings; ++l) {
     moving[l] = l < p.lanes ? 1.0f : 0.0f;
     most_before[l] = kInfinity;
@@ -100,7 +101,7 @@ XMPLUG_APART void solve_squared_hinge(const Panel& p) {
   for (int pass = 0; pass < p.passes; ++pass) {
     shuffle(p.order, active, random);
     const PanelVec bound = load_panel(most_before), allowed = load_panel(moving);
-    PanelVec high = panel_of(-kInfinity), low = panel_of(kInfinity);
+    PanelVec high = panel_of(-kInfinity), low = panel_of(kInfinity), skipped = panel_of(0);
     for (int64_t s = 0; s < active; ++s) {
       const int32_t row = p.order[s];
       const int64_t from = p.begin[row], size = p.begin[row + 1] - from;
@@ -114,6 +115,7 @@ XMPLUG_APART void solve_squared_hinge(const Panel& p) {
         const Vec projected = (alpha.v[i] == zero) & (gradient > zero) ? zero : gradient;
         const Vec shrunk = (alpha.v[i] == zero) & (gradient > bound.v[i]) ? one : zero;
         stays.v[i] = shrunk == zero ? allowed.v[i] : zero;
+        skipped.v[i] = shrunk == zero ? skipped.v[i] : one;
         high.v[i] = (projected > high.v[i]) & (shrunk == zero) ? projected : high.v[i];
         low.v[i] = (projected < low.v[i]) & (shrunk == zero) ? projected : low.v[i];
         Vec next = alpha.v[i] - gradient / p.diagonal[row];
@@ -132,15 +134,21 @@ XMPLUG_APART void solve_squared_hinge(const Panel& p) {
     }
     store_panel(most, high);
     store_panel(least, low);
-    bool done = true;
+    store_panel(left_out, skipped);
+    // A lane has converged when a pass over all rows says so, none of them left out in it. When all lanes have on the
+    // rows that are left, the next pass looks at all again.
+    bool done = true, whole = true;
     for (int l = 0; l < p.lanes; ++l) {
+      if (moving[l] == 0) continue;
       const bool converged = most[l] - least[l] <= p.tolerance;
-      if (active == p.num_rows && converged) moving[l] = 0;
-      done = done && (converged || moving[l] == 0);
+      const bool complete = active == p.num_rows && left_out[l] == 0;
+      if (converged && complete) moving[l] = 0;
+      done = done && converged;
+      whole = whole && complete;
       most_before[l] = most[l] > 0 ? most[l] : kInfinity;
     }
-    if (done && active == p.num_rows) return;
-    if (done) {  // with the rows that are left; look at all again
+    if (done && whole) return;
+    if (done) {
       active = p.num_rows;
       for (float& value : most_before) value = kInfinity;
     }
@@ -202,7 +210,7 @@ XMPLUG_APART void solve_logistic(const Panel& p) {
         double next = logistic_coordinate(alpha, p.cost, y * dots[l], p.diagonal[row]);
         next = std::fmin(std::fmax(next, 1e-30), p.cost * (1.0 - 1e-7));  // as float32 too inside (0, cost)
         dual[l] = static_cast<float>(next);
-        change[l] = static_cast<float>(y * (next - alpha));
+        change[l] = static_cast<float>(y * (static_cast<double>(dual[l]) - alpha));  // what the dual has kept of it
         changed = true;
       }
       if (changed) add(p.weights, p.places + from, p.values + from, size, load_panel(change));

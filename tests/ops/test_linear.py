@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +80,39 @@ def test_usual_tolerance_is_near_the_best_objective(loss: str) -> None:
             for of in (rough, fine)
         ]
         assert values[1] <= values[0] * (1 + 1e-6) <= 1.01 * values[1]
+
+
+@pytest.mark.parametrize("cost", [1.0, 100.0])
+def test_siblings_of_all_kinds_are_solved_as_well_as_alone(cost: float) -> None:
+    """Easy and hard problems side by side: none may end before its own rows say so. The tolerance bounds the range of
+    the projected gradient y (w . x) - 1 + alpha / (2 C), where alpha = 2 C max(0, 1 - y (w . x)) at the optimum; so the
+    objective of each is as near to the best one as that of a problem that was solved alone."""
+    random = np.random.default_rng(0)
+    x = sparse.random(120, 30, 0.3, format="csr", dtype=np.float32, random_state=1)
+    dense = np.hstack([x.toarray(), np.ones((120, 1))]).astype(np.float64)
+    rare = [random.permutation(120) < count for count in (1, 2, 60, 3, 40, 1, 119, 50)]
+    clear = [np.asarray(x[:, word].todense()).ravel() > 0 for word in range(8)]
+    y = sparse.csr_matrix(np.stack(rare + clear, axis=1))
+
+    def worst(found: LinearWeights, nodes: range) -> float:
+        excess = []
+        for place, node in enumerate(nodes):
+            labels = np.where(y[:, node].toarray()[:, 0], 1.0, -1.0)
+            best = LinearSVC(C=cost, tol=1e-9, max_iter=1_000_000).fit(x.astype(np.float64), labels)
+            least = objective(np.append(best.coef_, best.intercept_), dense, labels, cost, "squared_hinge")
+            own = np.append(found.to_matrix()[place].toarray()[0], found.biases[place])
+            excess.append(objective(own, dense, labels, cost, "squared_hinge") / least - 1)
+        return max(excess)
+
+    options: dict[str, Any] = {"cost": cost, "passes": 10_000}
+    together = worst(train_linear(x, y, np.array([0, 16]), everything(120), **options), range(16))
+    alone = [
+        worst(
+            train_linear(x, y[:, node : node + 1], np.array([0, 1]), everything(120), **options), range(node, node + 1)
+        )
+        for node in range(16)
+    ]
+    assert together <= 1.2 * max(alone) + 1e-6
 
 
 def test_one_text_by_hand() -> None:
@@ -190,14 +227,15 @@ def test_unsorted_and_repeated_features_are_summed() -> None:
 def test_parts_of_a_level_join_and_rows_are_found() -> None:
     x, y = problem(60, 25, 30)
     groups = np.array([0, 4, 4, 13, 30])
-    whole = train_linear(x, y, groups, everything(60, 4))
+    fine: dict[str, Any] = {"tolerance": 1e-4, "passes": 2000}
+    whole = train_linear(x, y, groups, everything(60, 4), **fine)
     parts = [
-        train_linear(x, y[:, :4], groups[:3], everything(60, 2)),
-        train_linear(x, y[:, 4:], groups[2:] - 4, everything(60, 2)),
+        train_linear(x, y[:, :4], groups[:3], everything(60, 2), **fine),
+        train_linear(x, y[:, 4:], groups[2:] - 4, everything(60, 2), **fine),
     ]
     joined = LinearWeights.joined(parts)
     assert joined.groups.tolist() == groups.tolist()
-    np.testing.assert_allclose(joined.to_matrix().toarray(), whole.to_matrix().toarray(), atol=0.05)
+    np.testing.assert_allclose(joined.to_matrix().toarray(), whole.to_matrix().toarray(), atol=5e-3)
     np.testing.assert_array_equal(joined.rows(np.array([29, 0, 5])).toarray(), joined.to_matrix()[[29, 0, 5]].toarray())
 
 
@@ -227,3 +265,15 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(KernelError, match="not among the 3"):
         linear_scores(x[:1], weights, np.array([[3]]))
     assert "train_linear" in ops.kernels()
+
+
+def test_damaged_weights_are_refused_and_not_followed(kernels: str) -> None:
+    if kernels == "reference":
+        pytest.skip("native only: scipy checks on its own")
+    x, y = problem(20, 10, 6)
+    whole = train_linear(x, y, np.array([0, 6]), everything(20))
+    for name, value in (("columns", 2**30), ("columns", -1), ("feature_indptr", 2**40), ("features", 2**30)):
+        damaged = getattr(whole, name).copy()
+        damaged[len(damaged) // 2] = value
+        with pytest.raises(KernelError, match="damaged") if name != "features" else nullcontext():
+            linear_scores(x, replace(whole, **{name: damaged}))

@@ -16,13 +16,10 @@ from .options import plugin_option
     show_default=True,
     help="platt: two numbers for each rank; isotonic: any rising line, for thousands of texts; none: as it was.",
 )
-@click.option("--split", type=click.Choice(["dev", "train"]), default="dev", show_default=True)
-@click.option("--data", help="Corpus; without it, the one of the training.")
+@click.option("--data", help="Corpus whose dev to fit on, or one file; without it, the one of the training.")
 @click.option("--data-format", help="Format of the corpus, where it cannot be told from the files.")
 @plugin_option
-def command(
-    run: str, method: str, split: str, data: str | None, data_format: str | None, plugin_files: tuple[str, ...]
-) -> None:
+def command(run: str, method: str, data: str | None, data_format: str | None, plugin_files: tuple[str, ...]) -> None:
     """Make the scores of RUN probabilities: of labels with a score of 0.7, seven in ten shall be true.
 
     For each of the first 20 ranks, a map from score to the share of true labels is fitted on dev; deeper ranks share
@@ -33,13 +30,13 @@ def command(
     from ..refinement import calibrate
 
     calibration = calibrate(
-        run, method=method, split=split, data=data, data_format=data_format, plugin_files=plugin_files
+        run, method=method, data=data, data_format=data_format, plugin_files=plugin_files
     ).calibration
     if calibration is None:
         click.echo(f"{run} is not calibrated")
         return
     figures = calibration.figures
-    click.echo(f"first {figures['ranks']} labels of {figures['documents']} texts of {split}:")
+    click.echo(f"first {figures['ranks']} labels of {figures['documents']} texts of dev:")
     click.echo(f"{'':<12}{'Brier':>8}{'ECE':>8}")
     for stage in ("before", "after"):
         click.echo(f"{stage:<12}{figures[stage]['Brier']:>8.4f}{figures[stage]['ECE']:>8.4f}")

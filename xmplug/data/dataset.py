@@ -181,6 +181,12 @@ class Dataset:
             raise DataError(f"asked data {self.name!r} for split {name!r}; {nearest(name, self._splits)}")
         return self._splits[name]
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with everything that training reads, the order of the labels included."""
+        parts = [self._splits["train"].fingerprint, self._splits["dev"].fingerprint, *self.labels.ids]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
     @cached_property
     def labels(self) -> LabelSet:
         """Raises DataError when there are no training documents, or none of them has a label."""

@@ -170,14 +170,18 @@ def train_linear(
             f"{texts} texts with {nodes} nodes in {len(groups) - 1} groups need targets {(texts, nodes)} and active "
             f"{(texts, len(groups) - 1)}; got {targets.shape} and {active.shape}"
         )
-    if not (cost > 0 and tolerance > 0 and passes >= 1 and prune >= 0):
+    if not (0 < cost < np.inf and tolerance > 0 and passes >= 1 and prune >= 0 and 0 <= bias < np.inf):
         raise KernelError(
-            f"cost and tolerance must be above 0, passes at least 1, prune at least 0; got {cost}, {tolerance}, "
-            f"{passes} and {prune}"
+            f"cost and tolerance must be above 0, passes at least 1, prune and bias at least 0, and finite; "
+            f"got {cost}, {tolerance}, {passes}, {prune} and {bias}"
         )
-    rows = _rows(features)
-    if not np.isfinite(rows.data).all():
+    if loss not in ("squared_hinge", "logistic"):
+        raise KernelError(f"no loss {loss!r}; there are squared_hinge and logistic")
+    rows, indices = _rows(features)
+    if not np.isfinite(rows.data.sum(dtype=np.float64)):
         raise KernelError("features hold values that are not finite")
+    if len(indices) and not (indices.min() >= 0 and indices.max() < rows.shape[1]):
+        raise KernelError(f"features hold a column that is not among the {rows.shape[1]}")
     true, examples = _columns(targets), _columns(active)
     module = native.cpu()
     if module is None:
@@ -197,7 +201,7 @@ def train_linear(
     ]
     trained = module.train_linear(
         indptr.ctypes.data,
-        rows.indices.ctypes.data,
+        indices.ctypes.data,
         rows.data.ctypes.data,
         texts,
         rows.shape[1],
@@ -243,7 +247,8 @@ def linear_scores(features: sparse.csr_matrix, weights: LinearWeights, nodes: np
         nodes = np.broadcast_to(np.arange(weights.num_nodes), (features.shape[0], weights.num_nodes))
     if nodes.ndim != 2 or len(nodes) != features.shape[0]:
         raise KernelError(f"{features.shape[0]} texts need nodes (B,C) with a row for each; got {nodes.shape}")
-    rows, nodes = _rows(features), np.ascontiguousarray(nodes, dtype=np.int64)
+    rows, indices = _rows(features)
+    nodes = np.ascontiguousarray(nodes, dtype=np.int64)
     module = native.cpu()
     if module is None:
         if nodes.size and int(nodes.max()) >= weights.num_nodes:
@@ -251,35 +256,45 @@ def linear_scores(features: sparse.csr_matrix, weights: LinearWeights, nodes: np
         return reference.linear_scores(rows, weights.to_matrix(), weights.biases, nodes)
     scores = np.empty(nodes.shape, np.float32)
     indptr = rows.indptr.astype(np.int64)
-    if not module.linear_scores(
+    problem = module.linear_scores(
         indptr.ctypes.data,
-        rows.indices.ctypes.data,
+        indices.ctypes.data,
         rows.data.ctypes.data,
         rows.shape[0],
         rows.shape[1],
         weights.groups.ctypes.data,
         len(weights.groups) - 1,
-        *(getattr(weights, field.name).ctypes.data for field in fields(weights)[2:]),
+        weights.group_indptr.ctypes.data,
+        weights.features.ctypes.data,
+        weights.feature_indptr.ctypes.data,
+        weights.columns.ctypes.data,
+        weights.weights.ctypes.data,
+        len(weights.weights),
+        weights.biases.ctypes.data,
         nodes.ctypes.data,
         nodes.shape[1],
         scores.ctypes.data,
         native.threads(),
-    ):
+    )
+    if problem == 1:
         raise KernelError(f"a node is not among the {weights.num_nodes} of the weights")
+    if problem == 2:
+        raise KernelError(f"a text has a feature that is not among the {rows.shape[1]}")
+    if problem:
+        raise KernelError("the linear weights are damaged; restore the run's files from a copy, or train again")
     return scores
 
 
-def _rows(features: sparse.csr_matrix) -> sparse.csr_matrix:
-    """As float32 CSR with ascending int32 indices, each once."""
+def _rows(features: sparse.csr_matrix) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """As float32 CSR with ascending indices, each once; and these as int32, which scipy keeps as int64 where there are
+    2^31 entries."""
     rows = features
     if rows.format != "csr" or rows.dtype != np.float32:
         rows = sparse.csr_matrix(features, dtype=np.float32)
     if not rows.has_canonical_format:
         rows = rows.copy()
         rows.sum_duplicates()
-    if rows.indices.dtype != np.int32:
-        rows = sparse.csr_matrix((rows.data, rows.indices.astype(np.int32), rows.indptr), shape=rows.shape)
-    return rows
+    return rows, np.ascontiguousarray(rows.indices, dtype=np.int32)
 
 
 def _columns(matrix: sparse.csr_matrix) -> sparse.csc_matrix:

@@ -18,7 +18,7 @@ from xmplug.ops import LinearWeights, linear_scores, train_linear
 from . import OneVsRestConfig
 
 _WORK = 4_000_000_000
-"""Numbers that the nodes solved in one call of a kernel read in a pass: seconds in which nothing can stop it."""
+"""Numbers that the nodes solved in one call of a kernel read in a pass; between calls a training can be stopped."""
 _ARRAYS = [field.name for field in fields(LinearWeights)[1:]]
 
 
@@ -81,7 +81,7 @@ class OneVsRest(Fusion):
         parts: list[LinearWeights] = []
         for first, last in _calls(work * np.diff(siblings)):
             calls = [siblings[first : last + 1]]
-            if last == first + 1:  # nodes of a large group too are solved some at a time
+            if last == first + 1 and siblings[first] < siblings[last]:  # a large group too in parts
                 calls = [siblings[first] + np.array(part) for part in _calls(np.full(np.diff(calls[0]), work[first]))]
             found = []
             for nodes in calls:

@@ -17,7 +17,7 @@ from xmplug.data import Corpus, Documents
 from xmplug.interfaces import Batch, Shortlist, Task
 
 from . import RunShortlistConfig
-from .tfidf import chunks
+from .tfidf import chunks, load_for
 
 
 class RunShortlist(Flat):
@@ -39,7 +39,7 @@ class RunShortlist(Flat):
     def fit(cls, config: RunShortlistConfig, corpus: Corpus) -> RunShortlist:  # type: ignore[override]
         if config.run is None:
             raise ConfigError("a shortlist needs a run to take it from; give --label-structure.run RUN")
-        return cls(config, xmplug.load(config.run), corpus.task)
+        return cls(config, load_for(config.run, corpus), corpus.task)
 
     @classmethod
     def restore(cls, config: RunShortlistConfig, folder: Path, task: Task) -> RunShortlist:  # type: ignore[override]

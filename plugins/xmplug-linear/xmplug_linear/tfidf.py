@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix, hstack, vstack
 from sklearn.preprocessing import normalize
 
 import xmplug
-from xmplug import RunError, Tagger
+from xmplug import ConfigError, RunError, Tagger
 from xmplug.data import Corpus, Documents
 from xmplug.interfaces import Batch, Encoded, Encoder
 
@@ -65,7 +65,7 @@ class Tfidf(Encoder):
     @classmethod
     def fit(cls, config: TfidfConfig, corpus: Corpus) -> Tfidf:
         texts = corpus.documents
-        tagger = None if config.vectors is None else xmplug.load(config.vectors)
+        tagger = None if config.vectors is None else load_for(config.vectors, corpus)
         number: defaultdict[str, int] = defaultdict()
         number.default_factory = number.__len__
         flat, ends = [np.zeros(0, np.int32)], [0]
@@ -242,6 +242,18 @@ class _Pieces:
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
+
+
+def load_for(run: str, corpus: Corpus) -> Tagger:
+    """A run that takes part in another. Raises ConfigError when it has learned from other texts than that one will:
+    from those of dev, maybe, which then tell nothing."""
+    tagger = xmplug.load(run)
+    if tagger.trained_on - {corpus.documents.fingerprint}:
+        raise ConfigError(
+            f"the run {run!r} was trained on other texts than these, and may know those of dev; "
+            "train it on the same data with the same --dev-fraction"
+        )
+    return tagger
 
 
 def chunks(texts: Documents | Iterable[str]) -> Iterator[list[str]]:
