@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 
 from ..interfaces import Batch, Targets
 from .tokens import TokenStore
@@ -38,9 +39,14 @@ def make_batch(store: TokenStore, places: np.ndarray, training: bool = False) ->
         torch.from_numpy(store.padded(places)),
         torch.from_numpy(store.lengths[places]),
         training,
-        None if store.features is None else store.features[places],
-        None if store.candidates is None else store.candidates[places],
+        _rows(store.features, places),
+        _rows(store.candidates, places),
     )
+
+
+def _rows(matrix: csr_matrix | None, places: np.ndarray) -> csr_matrix | None:
+    """The rows `places`. Of a single one, no copy: choosing rows takes longer than scoring a text in a small tree."""
+    return matrix if matrix is None or matrix.shape[0] == len(places) == 1 else matrix[places]
 
 
 def make_targets(targets, places: np.ndarray) -> Targets:  # type: ignore[no-untyped-def]
