@@ -182,6 +182,20 @@ def test_an_ensemble_in_an_ensemble_keeps_its_weights(runs: list[Path], tmp_path
     xmplug.ensemble([tmp_path / "outer", tmp_path / "inner"], tmp_path / "fitted", method="fitted")
 
 
+def test_an_ensemble_is_explained_by_its_heaviest_member(runs: list[Path], tmp_path: Path) -> None:
+    together = xmplug.ensemble(runs[:2], tmp_path / "e", method="weighted", weights=[1, 9])
+
+    def words(tagger: xmplug.Tagger, k: int) -> dict[str, dict[int, float]]:
+        found = tagger.explain(TEXTS[0], k, words=50)
+        return {item.prediction.label: {start: weight for _, start, _, weight in item.words or []} for item in found}
+
+    light, heavy = (words(xmplug.load(run), 10) for run in runs[:2])
+    for tagger in (together, xmplug.load(tmp_path / "e")):
+        for label, weights in words(tagger, 3).items():
+            assert weights == pytest.approx(heavy[label], abs=1e-5)
+            assert weights != pytest.approx(light[label], abs=1e-5)
+
+
 def test_an_ensemble_is_self_contained(runs: list[Path], tmp_path: Path) -> None:
     sources = [shutil.copytree(run, tmp_path / run.name) for run in runs]
     (sources[0] / "checkpoints").mkdir()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .calibration import FILE as CALIBRATION
 from .config import resolve
 from .data import load_dataset
 from .errors import RunError
@@ -81,6 +82,9 @@ def train(
             if found["state"] == "complete":
                 continue
         train_run(config_of_member, plugins, dataset, folder / member, source=source, resume=begun, listener=listener)
+    if not (folder / MANIFEST).exists() or read_manifest(folder)["members"] != members:
+        for stale in (*folder.glob("evaluation-*.json"), *folder.glob(CALIBRATION)):  # of other members
+            stale.unlink()
     save_ensemble(folder, members)
     return load_run(folder, plugins)
 
@@ -89,7 +93,9 @@ def _is_of_ensemble(entry: Path) -> bool:
     """Whether a file or folder belongs into the folder of an ensemble."""
     if entry.name == MANIFEST:
         return "members" in read_manifest(entry.parent)
-    return entry.is_dir() and entry.name.startswith("member-")
+    if entry.is_dir():
+        return entry.name.startswith("member-")
+    return entry.name == CALIBRATION or (entry.name.startswith("evaluation-") and entry.suffix == ".json")
 
 
 def resume(run: str | Path, plugin_files: Sequence[str] = (), listener: Listener | None = None) -> Tagger:

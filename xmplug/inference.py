@@ -186,10 +186,11 @@ class Tagger:
             yield from self.predict(chunk, k, threshold)
 
     def explain(self, text: str, k: int = 5, words: int = 6) -> list[Explanation]:
-        """The `k` best labels of one text, each with the `words` words or n-grams that carried most, and with
-        the training documents like the text that have it.
+        """The `k` best labels of one text, each with the `words` words or n-grams that carried most, and with the
+        training documents like the text that have it.
 
-        An ensemble is explained by its first member. Raises ConfigError when the method has neither.
+        An ensemble is explained by the member with the largest weight, the first of equals. Raises ConfigError when the
+        method tells neither.
         """
         module, batch = self._one(text)
         neighbours = self.neighbours(text)
@@ -251,7 +252,8 @@ class Ensemble(Tagger):
     def __init__(self, members: Sequence[Tagger], weights: Sequence[float] | None = None, by_rank: bool = False):
         self.members, self.by_rank = list(members), by_rank
         self.weights = check_weights(weights if weights is not None else [1.0] * len(members), len(members))
-        self.models = [model for member in members for model in member.models]
+        heaviest = sorted(range(len(members)), key=lambda member: -self.weights[member])
+        self.models = [model for member in heaviest for model in members[member].models]
         self.labels = members[0].labels
         self.calibration = None
         self.trained_on = frozenset().union(*(member.trained_on for member in members))

@@ -57,7 +57,9 @@ def ensemble(
     if len(runs) < 2:
         raise ConfigError(f"an ensemble needs two runs at least; found {len(runs)}")
     if (weights is None) == (method == "weighted"):
-        raise ConfigError("weights and the method 'weighted' go together; give both or neither")
+        raise ConfigError(
+            "weights and the method 'weighted' go together; give both (--method weighted --weights 0.3,0.7) or neither"
+        )
     if weights is not None:
         check_weights(weights, len(runs))
     plugins = Plugins().load(tuple(plugin_files))

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--explain",
     is_flag=True,
-    help="Show what carried each label: the words with most attention, the training documents like the text.",
+    help="Show what carried each label: the words that did most, the training documents like the text. Of an ensemble, "
+    "what the member with the largest weight has to say.",
 )
 @plugin_option
 def command(
