@@ -143,7 +143,7 @@ def test_components_mix(mix: dict[str, object], corpus: Path, tmp_path: Path) ->
         assert tagger.neighbours("word1x1 word1x2") is None
         assert not list((tmp_path / "run/label_context").iterdir())
     if "label_context" in mix:
-        with pytest.raises(xmplug.ConfigError, match="--explain needs attention or neighbours"):
+        with pytest.raises(xmplug.ConfigError, match="--explain needs words or neighbours"):
             tagger.explain("word1x1 word1x2")
 
 
