@@ -24,7 +24,6 @@ from xmplug_linear.loss import SquaredHinge
 import xmplug
 from xmplug.api import resume
 from xmplug.cli import main
-from xmplug.data import synthetic_dataset
 from xmplug.data.batches import make_batch
 from xmplug.evaluation import evaluate_run
 from xmplug.inference import Tagger
@@ -35,18 +34,6 @@ from xmplug.training import Listener
 TREE = {"label_structure.branching": 3, "label_structure.max_leaf": 4, "label_structure.beam": 4}
 FLAT = {"label_structure": "core:flat"}
 TEXT = "noise1 word0x1 noise2 word0x2 noise3 word0x3 noise4"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XMPLUG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    synthetic_dataset(500, 30, seed=1, folder=folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -27,18 +27,6 @@ DEEP: dict[str, Any] = {
 TEXT = "noise1 word0x1 noise2 word0x2 noise3 word0x3 noise4"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XMPLUG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    synthetic_dataset(500, 30, seed=1, folder=folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def linear(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "linear"
