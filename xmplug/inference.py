@@ -289,7 +289,7 @@ def _vectors(model: Model, store: TokenStore) -> np.ndarray:
         with autocast(model.config.training.precision):
             encoded = encoder(batch)
         if encoded.pooled is not None:
-            found = encoded.pooled.float().reshape(len(places), -1, encoder.size).mean(dim=1)
+            found = encoded.pooled.float().mean(dim=1)
         else:
             assert encoded.states is not None
             weights = encoded.mask[:, :, None].float()

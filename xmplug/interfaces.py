@@ -74,7 +74,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Texts as vectors. pooled (B,D) or (B,n,D): one or n vectors for a text; states (B,T,D); mask (B,T) bool;
+    """Texts as vectors. pooled (B,n,D): n vectors for a text as a whole; states (B,T,D); mask (B,T) bool;
     features (B,F) CSR: sparse vectors."""
 
     mask: Tensor
@@ -175,6 +175,8 @@ class Encoder(nn.Module, ABC):
     """Longer texts are cut here."""
     size: int
     """D, the length of a state or pooled vector; of a sparse encoder F."""
+    num_pooled: int = 0
+    """n, how many pooled vectors a text has; 0: it has states alone."""
 
     @classmethod
     @abstractmethod
@@ -308,8 +310,8 @@ class Fusion(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, config: Any, size: int, num_nodes: int, task: Task) -> Fusion:
-        """A new fusion for encoded vectors of length `size` and a level of `num_nodes` nodes."""
+    def build(cls, config: Any, encoder: Encoder, num_nodes: int, task: Task) -> Fusion:
+        """A new fusion for what `encoder` makes (`size`, `num_pooled`) and a level of `num_nodes` nodes."""
 
     @abstractmethod
     def forward(self, encoded: Encoded, shortlist: Shortlist, labels: LabelTexts | None = None) -> Scores:

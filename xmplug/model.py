@@ -77,7 +77,7 @@ class Model(nn.Module):
         super().__init__()
         self.config, self.task, self.structure, self.context = config, task, structure, context
         self.loss: Loss = config.components["loss"].resolve().build(config.options["loss"], task)
-        self.levels = nn.ModuleList([LevelModel(encoder, self._fusion(0, encoder.size))])
+        self.levels = nn.ModuleList([LevelModel(encoder, self._fusion(0, encoder))])
 
     @classmethod
     def fit(cls, config: RunConfig, corpus: Corpus) -> Model:
@@ -154,7 +154,7 @@ class Model(nn.Module):
         above = self.level(len(self.levels) - 1)
         # One without weights does not change, and may hold a large vocabulary.
         encoder = copy.deepcopy(above.encoder) if above.encoder.state_dict() else above.encoder
-        fusion = self._fusion(len(self.levels), encoder.size)
+        fusion = self._fusion(len(self.levels), encoder)
         inherited = {
             name: value
             for name, value in above.fusion.state_dict().items()
@@ -163,8 +163,8 @@ class Model(nn.Module):
         fusion.load_state_dict(inherited, strict=False)
         self.levels.append(LevelModel(encoder, fusion))
 
-    def _fusion(self, level: int, size: int) -> Fusion:
+    def _fusion(self, level: int, encoder: Encoder) -> Fusion:
         factory = self.config.components["fusion"].resolve()
-        fusion = factory.build(self.config.options["fusion"], size, self.structure.level_size(level), self.task)
+        fusion = factory.build(self.config.options["fusion"], encoder, self.structure.level_size(level), self.task)
         assert isinstance(fusion, Fusion)
         return fusion

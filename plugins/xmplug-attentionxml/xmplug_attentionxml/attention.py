@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xmplug import ConfigError
-from xmplug.interfaces import Encoded, Fusion, LabelTexts, Scores, Shortlist, Task
+from xmplug.interfaces import Encoded, Encoder, Fusion, LabelTexts, Scores, Shortlist, Task
 from xmplug.ops import label_attention
 
 from . import LabelAttentionConfig
@@ -40,9 +40,9 @@ class LabelAttention(Fusion):
         nn.init.constant_(self.output.bias, math.log(rate / (1 - rate)))
 
     @classmethod
-    def build(cls, config: LabelAttentionConfig, size: int, num_nodes: int, task: Task) -> LabelAttention:
+    def build(cls, config: LabelAttentionConfig, encoder: Encoder, num_nodes: int, task: Task) -> LabelAttention:
         per_text = task.labels.counts.sum() / task.labels.num_documents
-        return cls(config, size, num_nodes, min(0.5, per_text / num_nodes))
+        return cls(config, encoder.size, num_nodes, min(0.5, per_text / num_nodes))
 
     def forward(self, encoded: Encoded, shortlist: Shortlist, labels: LabelTexts | None = None) -> Scores:
         states = _states(encoded)

@@ -12,7 +12,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from xmplug import XmplugError
-from xmplug.interfaces import Encoded, Fusion, MarginLoss, Scores, Shortlist, Task
+from xmplug.interfaces import Encoded, Encoder, Fusion, MarginLoss, Scores, Shortlist, Task
 from xmplug.ops import LinearWeights, linear_scores, train_linear
 
 from . import OneVsRestConfig
@@ -42,8 +42,8 @@ class OneVsRest(Fusion):
         self.register_buffer("sharpness", torch.ones(()))
 
     @classmethod
-    def build(cls, config: OneVsRestConfig, size: int, num_nodes: int, task: Task) -> OneVsRest:
-        return cls(config, size, num_nodes, task.seed)
+    def build(cls, config: OneVsRestConfig, encoder: Encoder, num_nodes: int, task: Task) -> OneVsRest:
+        return cls(config, encoder.size, num_nodes, task.seed)
 
     def _put(self, weights: LinearWeights) -> None:
         self.linear = weights

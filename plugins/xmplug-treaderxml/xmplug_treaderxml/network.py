@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from xmplug import ConfigError
 from xmplug.components.words import Dropout
-from xmplug.interfaces import Encoded, Fusion, LabelTexts, Scores, Shortlist, Task
+from xmplug.interfaces import Encoded, Encoder, Fusion, LabelTexts, Scores, Shortlist, Task
 
 from . import DualConfig
 
@@ -113,9 +113,9 @@ class DualNetwork(Fusion):
         nn.init.constant_(self.bias.weight, math.log(rate / (1 - rate)))
 
     @classmethod
-    def build(cls, config: DualConfig, size: int, num_nodes: int, task: Task) -> DualNetwork:
+    def build(cls, config: DualConfig, encoder: Encoder, num_nodes: int, task: Task) -> DualNetwork:
         per_text = task.labels.counts.sum() / task.labels.num_documents
-        return cls(config, size, num_nodes, min(0.5, per_text / num_nodes))
+        return cls(config, encoder.size, num_nodes, min(0.5, per_text / num_nodes))
 
     def forward(self, encoded: Encoded, shortlist: Shortlist, labels: LabelTexts | None = None) -> Scores:
         if encoded.states is None:
