@@ -26,6 +26,9 @@ class TrainingConfig(ComponentConfig):
 
     epochs: tuple[int, ...] = Field((10,), description="passes over the training texts, per level; the last repeats")
     batch_size: int = Field(64, ge=1, description="texts in a step")
+    micro_batch: int | None = Field(
+        None, ge=1, description="texts that go through the model at once, their gradients summed over a step; none: all"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="step size of Adam")
     schedule: Literal["constant", "linear"] = Field("constant", description="learning rate after warm-up")
     warmup: float = Field(0.0, ge=0, le=1, description="share of the steps in which the learning rate rises from 0")

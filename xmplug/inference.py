@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from .calibration import Calibration
 from .combination import align, check_weights, highest, rank_scores, weighted_mean
@@ -312,9 +314,46 @@ def _carried(
         return encoder.tokenizer.spans(text)[: int(batch.lengths[0])], attention[0].float().cpu().numpy()
     added = fusion.contributions(encoded, shortlist)  # (C,F)
     if added is None:
-        return None
+        return _gradient_times_input(module, batch, leaves, text)
     found = encoder.occurrences(text)
     return list(found.values()), added[:, list(found)].toarray()
+
+
+def _gradient_times_input(
+    module: LevelModel, batch: Batch, leaves: np.ndarray, text: str
+) -> tuple[list[tuple[int, int]], np.ndarray] | None:
+    """Where the words of `text` stand, and of each leaf's logit the gradient along each word's first vector, times that
+    vector, (C, words): to first order, how much lower the logit were without the word. None where the encoder does not
+    show these vectors."""
+    encoder, inputs = module.encoder, module.encoder.input_vectors()
+    shortlist = Shortlist(nodes=torch.tensor(leaves[None], dtype=torch.int64, device=batch.tokens.device))
+    if inputs is None or encoder.tokenizer is None:
+        return None
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, __: tuple[Any, ...], vectors: Tensor) -> Tensor:
+        caught[:] = [vectors.detach().requires_grad_()]
+        return caught[0]
+
+    hook = inputs.register_forward_hook(catch)
+    try:
+        with torch.enable_grad():
+            products = []
+            for leaf in range(len(leaves)):  # anew for each: some graphs go backward once only
+                logits = module.fusion(encoder(batch), shortlist).logits[0]
+                (gradient,) = torch.autograd.grad(logits[leaf], caught)
+                products.append((gradient * caught[0].detach())[0].sum(dim=-1))
+    finally:
+        hook.remove()
+    weights = torch.stack(products).float().cpu().numpy()  # (C,T)
+    # Pieces of one word share its span, and their weights add up; signs that stand for no word have an empty one.
+    spans = encoder.tokenizer.spans(text)[: weights.shape[1]]
+    words = {span: place for place, span in enumerate(dict.fromkeys(span for span in spans if span[0] < span[1]))}
+    summed = np.zeros((len(weights), len(words)), np.float32)
+    for place, span in enumerate(spans):
+        if span in words:
+            summed[:, words[span]] += weights[:, place]
+    return list(words), summed
 
 
 def _heaviest(

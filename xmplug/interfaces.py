@@ -192,6 +192,14 @@ class Encoder(nn.Module, ABC):
     def save(self, folder: Path) -> None:
         """Write what `restore` needs besides the weights."""
 
+    def learning_rates(self) -> Mapping[str, float]:
+        """For parameters by name: their learning rate as a multiple of `training.learning_rate`; 1 for all others."""
+        return {}
+
+    def input_vectors(self) -> nn.Module | None:
+        """The module whose output (B,T,D') is what `forward` makes of the tokens first; for explanation."""
+        return None
+
     def word_vectors(self) -> Tensor | None:
         """(V,D') for each token id a vector that does not depend on its neighbours, or None where there is none."""
         return None
@@ -267,6 +275,8 @@ class LabelStructure(ABC):
 class LabelContext(ABC):
     """Says which label texts inform the scores of a text; the encoder reads them, and the fusion gets both."""
 
+    training_only: ClassVar[bool] = False
+    """Whether its label texts take part in training alone, so that the saved run does without it."""
     notes: tuple[str, ...] = ()
     """What the user should know of it, a line each; said once, when it has been fitted."""
 
@@ -286,7 +296,10 @@ class LabelContext(ABC):
 
     @abstractmethod
     def label_texts(self, batch: Batch) -> LabelTexts | None:
-        """The label texts that inform each text of the batch; None where the method has none."""
+        """The label texts that inform each text of the batch; None where the method has none.
+
+        Texts without tokens, (U,0), are not read by the encoder: the fusion gets their places in the label set alone.
+        """
 
     def neighbours(self, batch: Batch) -> list[list[Neighbour]] | None:
         """For each text the training documents that its label texts come from; None where they come from none."""
@@ -298,6 +311,8 @@ class Fusion(nn.Module, ABC):
 
     per_node: ClassVar[tuple[str, ...]] = ()
     """Parameters with a row for each node. They start afresh at each level; all others are taken from above."""
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """Modules that only training needs; the saved run does without them."""
     reads_label_texts: ClassVar[bool] = False
     """Whether `forward` reads the label texts; where it does not, a label context is left out."""
     sparse: ClassVar[bool] = False

@@ -37,9 +37,15 @@ class LevelModel(nn.Module):
         self.encoder, self.fusion = encoder, fusion
 
     def forward(self, batch: Batch, shortlist: Shortlist, labels: LabelTexts | None = None) -> Scores:
-        if labels is None:
-            return self.fusion(self.encoder(batch), shortlist)
-        return self.fusion(self.encoder(batch), shortlist, replace(labels, encoded=self.encoder(labels.texts)))
+        encoded = self.encoder(batch)
+        if labels is not None and labels.texts.tokens.shape[1]:
+            labels = replace(labels, encoded=self.encoder(labels.texts))
+        return self.fusion(encoded, shortlist, labels)
+
+    def drop_training_parts(self) -> None:
+        """Let go of what only training needs."""
+        for name in self.fusion.training_only:
+            setattr(self.fusion, name, None)
 
 
 def _context(config: RunConfig) -> type[LabelContext]:
@@ -100,7 +106,10 @@ class Model(nn.Module):
         options, parts = config.options, {slot: component.resolve() for slot, component in config.components.items()}
         encoder = parts["encoder"].restore(options["encoder"], folder / "encoder")
         structure = parts["label_structure"].restore(options["label_structure"], folder / "label_structure", task)
-        context = _context(config).restore(options["label_context"], folder / "label_context", task, encoder)
+        kind = _context(config)
+        if kind.training_only and not (folder / "label_context").exists():
+            kind = NoContext
+        context = kind.restore(options["label_context"], folder / "label_context", task, encoder)
         return cls(config, task, encoder, structure, context)
 
     def save_parts(self, folder: Path) -> None:
@@ -144,7 +153,8 @@ class Model(nn.Module):
 
     def score(self, level: int, batch: Batch, shortlist: Shortlist) -> Scores:
         """Scores of the candidates at `level`, with the label texts that inform them."""
-        labels = self.context.label_texts(batch)
+        guided = self.level(level).training or not self.context.training_only
+        labels = self.context.label_texts(batch) if guided else None
         scores: Scores = self.level(level)(batch, shortlist, None if labels is None else labels.to(batch.tokens.device))
         return scores
 
@@ -162,6 +172,13 @@ class Model(nn.Module):
         }
         fusion.load_state_dict(inherited, strict=False)
         self.levels.append(LevelModel(encoder, fusion))
+
+    def drop_training_parts(self) -> None:
+        """Let go of what only training needs, in all levels."""
+        for level in range(len(self.levels)):
+            self.level(level).drop_training_parts()
+        if self.context.training_only:
+            self.context = NoContext()
 
     def _fusion(self, level: int, encoder: Encoder) -> Fusion:
         factory = self.config.components["fusion"].resolve()

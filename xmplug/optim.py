@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,18 +13,26 @@ from .ops import sparse_adam_step
 
 
 class Optimizer:
-    """Adam. Weights of `nn.Embedding(sparse=True)` get lazy Adam: only the rows of a step's gradient are touched."""
+    """Adam. Weights of `nn.Embedding(sparse=True)` get lazy Adam: only the rows of a step's gradient are touched.
 
-    def __init__(self, module: nn.Module, config: TrainingConfig):
+    factors: for parameters by name, their learning rate as a multiple of that of the others.
+    """
+
+    def __init__(self, module: nn.Module, config: TrainingConfig, factors: Mapping[str, float] | None = None):
         lazy = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding) and part.sparse}
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        dense = [parameter for parameter in self.parameters if id(parameter) not in lazy]
-        sparse = [parameter for parameter in self.parameters if id(parameter) in lazy]
+        # Parameters of one learning rate form a group; the states of a checkpoint follow the order of the groups.
+        dense: dict[float, list[nn.Parameter]] = {}
+        sparse: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                groups = sparse if id(parameter) in lazy else dense
+                groups.setdefault((factors or {}).get(name, 1.0), []).append(parameter)
         self.parts: list[torch.optim.Optimizer] = []
         if dense:
-            self.parts.append(torch.optim.Adam(dense, lr=config.learning_rate, fused=True))
+            self.parts.append(torch.optim.Adam(_groups(dense), lr=config.learning_rate, fused=True))
         if sparse:
-            self.parts.append(LazyAdam(sparse, config.learning_rate))
+            self.parts.append(LazyAdam(_groups(sparse), config.learning_rate))
         self.clip_norm = config.clip_norm
 
     def step(self, learning_rate: float) -> None:
@@ -33,7 +41,7 @@ class Optimizer:
             clip_gradients(self.parameters, self.clip_norm)
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["factor"]
             part.step()
             part.zero_grad(set_to_none=True)
 
@@ -56,10 +64,14 @@ class Optimizer:
             part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
 
 
+def _groups(parameters: Mapping[float, list[nn.Parameter]]) -> list[dict[str, Any]]:
+    return [{"params": members, "factor": factor} for factor, members in parameters.items()]
+
+
 class LazyAdam(torch.optim.Optimizer):
     """Adam for row-sparse gradients, which touches their rows only; torch.optim.SparseAdam, several times faster."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float):
+    def __init__(self, parameters: Iterable[Any], learning_rate: float):
         super().__init__(parameters, {"lr": learning_rate})
 
     def step(self, closure: Any = None) -> Any:

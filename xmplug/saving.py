@@ -88,10 +88,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
 
 
 def save_run(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the weights, then the manifest that declares the run complete, then drop the checkpoints."""
+    """Write the weights, then the manifest that declares the run complete, then drop what only training needed."""
+    training_context = model.context.training_only
+    model.drop_training_parts()
     write_tensors(folder / "model.safetensors", model.levels.state_dict())
     write_json(folder / MANIFEST, {**manifest, "state": "complete"})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if training_context:
+        shutil.rmtree(folder / "label_context", ignore_errors=True)
 
 
 def manifest(config: RunConfig, plugins: Plugins, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,6 +251,7 @@ def _load_model(folder: Path, content: Mapping[str, Any], plugins: Plugins) -> T
     model = Model.restore(config, task, folder)
     while len(model.levels) < model.structure.num_levels:
         model.add_level()
+    model.drop_training_parts()
     weights, _ = read_tensors(folder / "model.safetensors")
     load_weights(model.levels, weights, folder / "model.safetensors")
     tagger = Tagger(model.to(device()).eval())

