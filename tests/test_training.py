@@ -203,17 +203,17 @@ def test_a_text_gets_the_same_prediction_alone_and_in_company(run: Path) -> None
 def test_a_score_is_the_product_along_the_path(run: Path) -> None:
     """Equation 1: with a beam as wide as the tree, each label's score is that of its leaf times its parent's."""
     from xmplug.data import TokenStore
-    from xmplug.inference import rank_labels, rank_level
+    from xmplug.inference import rank_labels, rank_stage
 
     model = xmplug.load(run).models[0]
     model.structure.beam = model.structure.level_size(0)
     encoder = model.level(0).encoder
     store = TokenStore.of_texts(encoder.tokenizer, ["word1x1 word1x2 word4x0"], encoder.max_tokens)
     labels, scores = rank_labels(model, store, 30)
-    top = rank_level(model, 0, store, None, 100)
+    top = rank_stage(model, range(1), store, None, 100)
     parent = dict(zip(top.nodes[0].tolist(), top.scores[0].tolist()))
     certain = Ranked(top.nodes, np.ones_like(top.scores))
-    leaf = rank_level(model, 1, store, certain, 100)
+    leaf = rank_stage(model, range(1, 2), store, certain, 100)
     own = dict(zip(model.structure.leaf_labels()[leaf.nodes[0]].tolist(), leaf.scores[0].tolist()))
     eye = csr_matrix(np.eye(30, dtype=np.int8)[:, : model.task.num_labels])
     above = model.structure.level_targets(0, eye).indices
@@ -236,7 +236,7 @@ def test_explanations_point_at_the_words_of_the_label(run: Path) -> None:
 def test_candidates_are_the_true_parents_first_then_the_best_predicted() -> None:
     above = Ranked(np.array([[4, 2, 7], [1, 0, -1]], np.int32), np.array([[0.9, 0.5, 0.1], [0.3, 0.2, 0]], np.float32))
     parents = csr_matrix(np.array([[0, 0, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 1, 0, 0]], np.int8))
-    nodes, scores = candidates_for_training(above, parents, np.array([0, 1]))
+    nodes, scores = candidates_for_training(above, parents)
     assert nodes.tolist() == [[2, 4, 7, -1], [0, 1, 2, 5]]
     torch.testing.assert_close(scores, torch.tensor([[1, 0.9, 0.1, 0], [1, 1, 1, 1]]))
 

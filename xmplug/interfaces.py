@@ -297,7 +297,8 @@ class Fusion(nn.Module, ABC):
     """Scores texts against the nodes of one level."""
 
     per_node: ClassVar[tuple[str, ...]] = ()
-    """Parameters with a row for each node. They start afresh at each level; all others are taken from above."""
+    """Parameters with a row for each node. They start afresh at each level; all others are taken from above, where
+    levels are not trained together."""
     reads_label_texts: ClassVar[bool] = False
     """Whether `forward` reads the label texts; where it does not, a label context is left out."""
     sparse: ClassVar[bool] = False
