@@ -25,24 +25,27 @@ from xmplug.interfaces import Scores, Shortlist, Targets
 from xmplug.metrics import table
 from xmplug.training import Listener, Progress, candidates_for_training
 
-from .conftest import PLT, QUICK
+from .conftest import PLT, QUICK, TOGETHER
 
 
 def _lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("structure", ["flat", "plt"])
-def test_it_learns_a_planted_corpus_and_beats_popularity(structure: str, corpus: Path, tmp_path: Path) -> None:
-    options = QUICK if structure == "flat" else QUICK | PLT
-    xmplug.train("attentionxml", corpus, tmp_path / "run", options=options)
+@pytest.mark.parametrize("structure", [{}, PLT, PLT | TOGETHER], ids=["flat", "plt", "together"])
+def test_it_learns_a_planted_corpus_and_beats_popularity(
+    structure: dict[str, object], corpus: Path, tmp_path: Path
+) -> None:
+    xmplug.train("attentionxml", corpus, tmp_path / "run", options=QUICK | structure)
     rows = evaluate_run(tmp_path / "run").rows
     assert rows["model"]["P@1"] > 0.8
     assert rows["model"]["nDCG@5"] > 2 * rows["popularity"]["nDCG@5"]
 
 
-def test_evaluating_reads_the_weights_that_dev_chose(run: Path) -> None:
+@pytest.mark.parametrize("levels", ["apart", "together"])
+def test_evaluating_reads_the_weights_that_dev_chose(levels: str, run: Path, together: Path) -> None:
     """The kept weights give on dev what metrics.jsonl says of the best evaluation of the last level."""
+    run = run if levels == "apart" else together
     best = max((line for line in _lines(run) if line["level"] == 2), key=lambda line: line["nDCG@5"])
     assert evaluate_run(run, split="dev").rows["model"]["nDCG@5"] == pytest.approx(best["nDCG@5"], abs=1e-6)
 
@@ -55,21 +58,37 @@ class _StopAt(Listener):
         self.stop = (progress.level, progress.step) == (self.level, self.at)
 
 
-@pytest.mark.parametrize(("level", "step"), [(1, 3), (1, 25), (2, 1), (2, 77)])
+@pytest.mark.parametrize(
+    ("levels", "level", "step"),
+    [
+        ("apart", 1, 3),
+        ("apart", 1, 25),
+        ("apart", 2, 1),
+        ("apart", 2, 77),
+        ("together", 2, 3),
+        ("together", 2, 25),
+        ("together", 2, 177),
+    ],
+)
 def test_a_stopped_run_resumes_to_the_same_numbers(
-    run: Path, corpus: Path, tmp_path: Path, level: int, step: int
+    run: Path, together: Path, corpus: Path, tmp_path: Path, levels: str, level: int, step: int
 ) -> None:
-    out = tmp_path / "run"
+    out, options = tmp_path / "run", QUICK | PLT | {"training.levels": levels}
+    run = run if levels == "apart" else together
     with pytest.raises(KeyboardInterrupt):
-        xmplug.train("attentionxml", corpus, out, options=QUICK | PLT, listener=_StopAt(level, step))
+        xmplug.train("attentionxml", corpus, out, options=options, listener=_StopAt(level, step))
     resume(out)
     assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     assert _lines(out) == _lines(run)
 
 
-def test_a_killed_run_resumes_to_the_same_numbers(run: Path, corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("levels", ["apart", "together"])
+def test_a_killed_run_resumes_to_the_same_numbers(
+    run: Path, together: Path, corpus: Path, tmp_path: Path, levels: str
+) -> None:
     out = tmp_path / "run"
-    options = QUICK | PLT | {"training.checkpoint_every": 4}
+    run = run if levels == "apart" else together
+    options = QUICK | PLT | {"training.checkpoint_every": 4, "training.levels": levels}
     code = f"import xmplug; xmplug.train('attentionxml', {str(corpus)!r}, {str(out)!r}, options={options!r})"
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ)
     wanted = time.monotonic() + 60
