@@ -24,6 +24,8 @@ QUICK = {
 
 PLT = {"label_structure": "attentionxml:plt", "label_structure.branching": 4, "label_structure.beam": 4}
 
+TOGETHER = {"training.levels": "together"}
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,4 +46,12 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with a label tree."""
     out = tmp_path_factory.mktemp("runs") / "plt"
     xmplug.train("attentionxml", corpus, out, options=QUICK | PLT)
+    return out
+
+
+@pytest.fixture(scope="session")
+def together(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a label tree whose levels were trained together."""
+    out = tmp_path_factory.mktemp("runs") / "together"
+    xmplug.train("attentionxml", corpus, out, options=QUICK | PLT | TOGETHER)
     return out

@@ -25,24 +25,27 @@ from xmplug.interfaces import Scores, Shortlist, Targets
 from xmplug.metrics import table
 from xmplug.training import Listener, Progress, candidates_for_training
 
-from .conftest import PLT, QUICK
+from .conftest import PLT, QUICK, TOGETHER
 
 
 def _lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("structure", ["flat", "plt"])
-def test_it_learns_a_planted_corpus_and_beats_popularity(structure: str, corpus: Path, tmp_path: Path) -> None:
-    options = QUICK if structure == "flat" else QUICK | PLT
-    xmplug.train("attentionxml", corpus, tmp_path / "run", options=options)
+@pytest.mark.parametrize("structure", [{}, PLT, PLT | TOGETHER], ids=["flat", "plt", "together"])
+def test_it_learns_a_planted_corpus_and_beats_popularity(
+    structure: dict[str, object], corpus: Path, tmp_path: Path
+) -> None:
+    xmplug.train("attentionxml", corpus, tmp_path / "run", options=QUICK | structure)
     rows = evaluate_run(tmp_path / "run").rows
     assert rows["model"]["P@1"] > 0.8
     assert rows["model"]["nDCG@5"] > 2 * rows["popularity"]["nDCG@5"]
 
 
-def test_evaluating_reads_the_weights_that_dev_chose(run: Path) -> None:
+@pytest.mark.parametrize("levels", ["apart", "together"])
+def test_evaluating_reads_the_weights_that_dev_chose(levels: str, run: Path, together: Path) -> None:
     """The kept weights give on dev what metrics.jsonl says of the best evaluation of the last level."""
+    run = run if levels == "apart" else together
     best = max((line for line in _lines(run) if line["level"] == 2), key=lambda line: line["nDCG@5"])
     assert evaluate_run(run, split="dev").rows["model"]["nDCG@5"] == pytest.approx(best["nDCG@5"], abs=1e-6)
 
@@ -55,21 +58,37 @@ class _StopAt(Listener):
         self.stop = (progress.level, progress.step) == (self.level, self.at)
 
 
-@pytest.mark.parametrize(("level", "step"), [(1, 3), (1, 25), (2, 1), (2, 77)])
+@pytest.mark.parametrize(
+    ("levels", "level", "step"),
+    [
+        ("apart", 1, 3),
+        ("apart", 1, 25),
+        ("apart", 2, 1),
+        ("apart", 2, 77),
+        ("together", 2, 3),
+        ("together", 2, 25),
+        ("together", 2, 177),
+    ],
+)
 def test_a_stopped_run_resumes_to_the_same_numbers(
-    run: Path, corpus: Path, tmp_path: Path, level: int, step: int
+    run: Path, together: Path, corpus: Path, tmp_path: Path, levels: str, level: int, step: int
 ) -> None:
-    out = tmp_path / "run"
+    out, options = tmp_path / "run", QUICK | PLT | {"training.levels": levels}
+    run = run if levels == "apart" else together
     with pytest.raises(KeyboardInterrupt):
-        xmplug.train("attentionxml", corpus, out, options=QUICK | PLT, listener=_StopAt(level, step))
+        xmplug.train("attentionxml", corpus, out, options=options, listener=_StopAt(level, step))
     resume(out)
     assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
     assert _lines(out) == _lines(run)
 
 
-def test_a_killed_run_resumes_to_the_same_numbers(run: Path, corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("levels", ["apart", "together"])
+def test_a_killed_run_resumes_to_the_same_numbers(
+    run: Path, together: Path, corpus: Path, tmp_path: Path, levels: str
+) -> None:
     out = tmp_path / "run"
-    options = QUICK | PLT | {"training.checkpoint_every": 4}
+    run = run if levels == "apart" else together
+    options = QUICK | PLT | {"training.checkpoint_every": 4, "training.levels": levels}
     code = f"import xmplug; xmplug.train('attentionxml', {str(corpus)!r}, {str(out)!r}, options={options!r})"
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ)
     wanted = time.monotonic() + 60
@@ -166,6 +185,20 @@ def test_a_run_shorter_than_an_evaluation_is_saved(corpus: Path, tmp_path: Path)
     assert len(_lines(tmp_path / "run")) == 1
 
 
+def test_a_step_in_parts_is_the_step_as_a_whole(corpus: Path, tmp_path: Path) -> None:
+    """400 documents in 25 steps of 16, each in parts of 5, 5, 5 and 1."""
+    options = QUICK | {"encoder.dropout": 0, "encoder.state_dropout": 0, "training.epochs": 1}
+    scores, losses = [], []
+    for name, size in (("whole", None), ("parts", 5)):
+        run = tmp_path / name
+        tagger = xmplug.train("attentionxml", corpus, run, options=options | {"training.micro_batch": size})
+        scores.append(tagger.rank(["word3x1 word3x2 noise7"], 30))
+        losses.append(_lines(run)[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    order = [np.argsort(labels[0]) for labels, _ in scores]
+    np.testing.assert_allclose(scores[0][1][0][order[0]], scores[1][1][0][order[1]], rtol=2e-3)
+
+
 def test_patience_ends_a_training(corpus: Path, tmp_path: Path) -> None:
     options = QUICK | {"training.epochs": 40, "training.patience": 2, "training.swa_start": "none"}
     xmplug.train("attentionxml", corpus, tmp_path / "run", options=options)
@@ -203,17 +236,17 @@ def test_a_text_gets_the_same_prediction_alone_and_in_company(run: Path) -> None
 def test_a_score_is_the_product_along_the_path(run: Path) -> None:
     """Equation 1: with a beam as wide as the tree, each label's score is that of its leaf times its parent's."""
     from xmplug.data import TokenStore
-    from xmplug.inference import rank_labels, rank_level
+    from xmplug.inference import rank_labels, rank_stage
 
     model = xmplug.load(run).models[0]
     model.structure.beam = model.structure.level_size(0)
     encoder = model.level(0).encoder
     store = TokenStore.of_texts(encoder.tokenizer, ["word1x1 word1x2 word4x0"], encoder.max_tokens)
     labels, scores = rank_labels(model, store, 30)
-    top = rank_level(model, 0, store, None, 100)
+    top = rank_stage(model, range(1), store, None, 100)
     parent = dict(zip(top.nodes[0].tolist(), top.scores[0].tolist()))
     certain = Ranked(top.nodes, np.ones_like(top.scores))
-    leaf = rank_level(model, 1, store, certain, 100)
+    leaf = rank_stage(model, range(1, 2), store, certain, 100)
     own = dict(zip(model.structure.leaf_labels()[leaf.nodes[0]].tolist(), leaf.scores[0].tolist()))
     eye = csr_matrix(np.eye(30, dtype=np.int8)[:, : model.task.num_labels])
     above = model.structure.level_targets(0, eye).indices
@@ -236,7 +269,7 @@ def test_explanations_point_at_the_words_of_the_label(run: Path) -> None:
 def test_candidates_are_the_true_parents_first_then_the_best_predicted() -> None:
     above = Ranked(np.array([[4, 2, 7], [1, 0, -1]], np.int32), np.array([[0.9, 0.5, 0.1], [0.3, 0.2, 0]], np.float32))
     parents = csr_matrix(np.array([[0, 0, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 1, 0, 0]], np.int8))
-    nodes, scores = candidates_for_training(above, parents, np.array([0, 1]))
+    nodes, scores = candidates_for_training(above, parents)
     assert nodes.tolist() == [[2, 4, 7, -1], [0, 1, 2, 5]]
     torch.testing.assert_close(scores, torch.tensor([[1, 0.9, 0.1, 0], [1, 1, 1, 1]]))
 

@@ -24,7 +24,13 @@ SECTIONS = (*SLOTS, "training")
 class TrainingConfig(ComponentConfig):
     """How a model is fitted; the same for every method."""
 
-    epochs: tuple[int, ...] = Field((10,), description="passes over the training texts, per level; the last repeats")
+    levels: Literal["apart", "together"] = Field(
+        "apart",
+        description="levels of a tree: apart, each with an encoder of its own, or together, with one encoder for all",
+    )
+    epochs: tuple[int, ...] = Field(
+        (10,), description="passes over the training texts, per level; the last repeats; levels together take the first"
+    )
     batch_size: int = Field(64, ge=1, description="texts in a step")
     micro_batch: int | None = Field(
         None, ge=1, description="texts that go through the model at once, their gradients summed over a step; none: all"

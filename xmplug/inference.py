@@ -77,26 +77,38 @@ def autocast(precision: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def best_nodes(model: Model, level: int, logits: Tensor, shortlist: Shortlist, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` best nodes of `level` for each text, best first: nodes (B,k) int64, -1 = none, and scores (B,k) float32.
+
+    A node's score is its probability: sigmoid of its logit times the score of its parent (AttentionXML eq. 1).
+    """
+    logits, k = logits.float(), min(k, model.structure.level_size(level))
+    if shortlist.nodes is None:
+        scores, nodes = logits.sigmoid().topk(k)
+    else:
+        prior = torch.ones_like(logits) if shortlist.prior is None else shortlist.prior
+        scores, nodes = beam_step(logits, shortlist.nodes, prior, k)
+    return nodes, scores
+
+
 @torch.no_grad()
-def rank_level(
+def rank_stage(
     model: Model,
-    level: int,
+    levels: range,
     store: TokenStore,
     above: Ranked | None,
     k: int,
     training: bool = False,
 ) -> Ranked:
-    """The `k` best nodes of `level` for each text of `store`, given those of the level above.
+    """The `k` best nodes of the last of `levels` for each text of `store`, given those of the level above the first.
 
-    training: the texts are the training documents.
-
-    A node's score is its probability: sigmoid of its logit times the score of its parent (AttentionXML eq. 1).
+    levels: one of `Model.stages`, so that each text is encoded once. training: the texts are the training documents.
     """
-    module = model.level(level)
+    module = model.stage(levels)
     was_training = module.training
     module.eval()
     batch_size = model.config.training.batch_size
-    k = min(k, model.structure.level_size(level))
+    k = min(k, model.structure.level_size(levels[-1]))
     ranked = Ranked(np.full((len(store), k), -1, np.int32), np.zeros((len(store), k), np.float32))
     where = device()
     try:
@@ -106,16 +118,17 @@ def rank_level(
             if above is not None:
                 nodes = torch.from_numpy(above.nodes[places].astype(np.int64)).to(where)
                 scores = torch.from_numpy(above.scores[places]).to(where)
-            shortlist = model.structure.shortlist(level, batch, nodes, scores)
             with autocast(model.config.training.precision):
-                logits = model.score(level, batch, shortlist).logits.float().to(where)  # (B,C)
-            if shortlist.nodes is None:
-                best, found = logits.sigmoid().topk(k)
-            else:
-                prior = torch.ones_like(logits) if shortlist.prior is None else shortlist.prior
-                best, found = beam_step(logits, shortlist.nodes, prior, k)
-            ranked.nodes[places] = found.cpu().numpy()
-            ranked.scores[places] = best.cpu().numpy()
+                encoded, labels = model.encode(levels, batch)
+            for level in levels:
+                shortlist = model.structure.shortlist(level, batch, nodes, scores)
+                with autocast(model.config.training.precision):
+                    logits = model.score(level, encoded, shortlist, labels).logits.to(where)  # (B,C)
+                wanted = k if level == levels[-1] else model.structure.beam
+                nodes, scores = best_nodes(model, level, logits, shortlist, wanted)
+            assert nodes is not None and scores is not None
+            ranked.nodes[places] = nodes.cpu().numpy()
+            ranked.scores[places] = scores.cpu().numpy()
     finally:
         module.train(was_training)
     return ranked
@@ -124,9 +137,8 @@ def rank_level(
 def rank_labels(model: Model, store: TokenStore, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Walk all levels. labels (N,k) int64, -1 = none, and scores (N,k) float32, best first."""
     ranked: Ranked | None = None
-    for level in range(model.structure.num_levels):
-        last = level == model.structure.num_levels - 1
-        ranked = rank_level(model, level, store, ranked, k if last else model.structure.beam)
+    for levels in model.stages:
+        ranked = rank_stage(model, levels, store, ranked, k if levels == model.stages[-1] else model.structure.beam)
     assert ranked is not None
     return node_labels(model, ranked.nodes), ranked.scores
 

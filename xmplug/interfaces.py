@@ -310,7 +310,8 @@ class Fusion(nn.Module, ABC):
     """Scores texts against the nodes of one level."""
 
     per_node: ClassVar[tuple[str, ...]] = ()
-    """Parameters with a row for each node. They start afresh at each level; all others are taken from above."""
+    """Parameters with a row for each node. They start afresh at each level; all others are taken from above, where
+    levels are not trained together."""
     training_only: ClassVar[tuple[str, ...]] = ()
     """Modules that only training needs; the saved run does without them."""
     reads_label_texts: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""A model: one encoder and one fusion for each level of a label structure."""
+"""A model: an encoder and a fusion for each level of a label structure; levels trained together share the encoder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .data import Corpus, Documents, TokenStore
 from .errors import ConfigError, DataError, ResourceError
 from .interfaces import (
     Batch,
+    Encoded,
     Encoder,
     Fusion,
     LabelContext,
@@ -30,17 +31,11 @@ from .interfaces import (
 
 
 class LevelModel(nn.Module):
-    """Scores texts against the nodes of one level."""
+    """What scores texts against the nodes of one level."""
 
     def __init__(self, encoder: Encoder, fusion: Fusion):
         super().__init__()
         self.encoder, self.fusion = encoder, fusion
-
-    def forward(self, batch: Batch, shortlist: Shortlist, labels: LabelTexts | None = None) -> Scores:
-        encoded = self.encoder(batch)
-        if labels is not None and labels.texts.tokens.shape[1]:
-            labels = replace(labels, encoded=self.encoder(labels.texts))
-        return self.fusion(encoded, shortlist, labels)
 
     def drop_training_parts(self) -> None:
         """Let go of what only training needs."""
@@ -57,7 +52,7 @@ def _context(config: RunConfig) -> type[LabelContext]:
 
 
 def _check_parts(config: RunConfig) -> None:
-    """Raises ConfigError for components that do not fit one another."""
+    """Raises ConfigError for components that do not fit one another, or the way of training."""
     encoder, fusion = config.components["encoder"], config.components["fusion"]
     reads, makes = fusion.resolve().sparse, encoder.resolve().sparse
     if reads != makes:
@@ -70,12 +65,19 @@ def _check_parts(config: RunConfig) -> None:
             f"fusion {fusion.id} is solved for a sum of margins, which loss {config.components['loss'].id} is not; "
             "give --loss core:bce, or one that names its margin_loss"
         )
+    if fusion.resolve().solved and config.training.levels == "together":
+        raise ConfigError(
+            f"fusion {fusion.id} is solved level by level, which training.levels together excludes; "
+            "give --training.levels apart, or a fusion that is trained in steps"
+        )
 
 
 class Model(nn.Module):
-    """All levels, from the top. Levels below the first are made when training reaches them (`add_level`)."""
+    """All levels, from the top. Those trained apart are made when training reaches them (`add_level`)."""
 
     levels: nn.ModuleList
+    stages: list[range]
+    """The levels that are trained at once, from the top; those of a stage share their encoder."""
 
     def __init__(
         self, config: RunConfig, task: Task, encoder: Encoder, structure: LabelStructure, context: LabelContext
@@ -83,11 +85,15 @@ class Model(nn.Module):
         super().__init__()
         self.config, self.task, self.structure, self.context = config, task, structure, context
         self.loss: Loss = config.components["loss"].resolve().build(config.options["loss"], task)
-        self.levels = nn.ModuleList([LevelModel(encoder, self._fusion(0, encoder))])
+        levels = range(structure.num_levels)
+        self.stages = [levels] if config.training.levels == "together" else [levels[at : at + 1] for at in levels]
+        # No level of a stage has learned anything that it could hand down to the next: each fusion starts as it is
+        # built, for its number of nodes.
+        self.levels = nn.ModuleList(LevelModel(encoder, self._fusion(level, encoder)) for level in self.stages[0])
 
     @classmethod
     def fit(cls, config: RunConfig, corpus: Corpus) -> Model:
-        """A new model for these training texts, with its first level."""
+        """A new model for these training texts, with the levels of its first stage."""
         _check_parts(config)
         torch.manual_seed(config.training.seed)
         encoder = config.components["encoder"].resolve().fit(config.options["encoder"], corpus)
@@ -102,7 +108,7 @@ class Model(nn.Module):
 
     @classmethod
     def restore(cls, config: RunConfig, task: Task, folder: Path) -> Model:
-        """The model whose files `save_parts` wrote into `folder`, with its first level; weights are loaded later."""
+        """The model whose files `save_parts` wrote into `folder`, with its first levels; weights are loaded later."""
         options, parts = config.options, {slot: component.resolve() for slot, component in config.components.items()}
         encoder = parts["encoder"].restore(options["encoder"], folder / "encoder")
         structure = parts["label_structure"].restore(options["label_structure"], folder / "label_structure", task)
@@ -135,6 +141,10 @@ class Model(nn.Module):
         assert isinstance(module, LevelModel)
         return module
 
+    def stage(self, levels: range) -> nn.Module:
+        """What is trained at once, one of `stages`: a level, or all."""
+        return self.level(levels[0]) if len(levels) == 1 else self.levels
+
     def read(self, texts: Documents | Sequence[str]) -> TokenStore:
         """Tokens of texts, and what encoder and structure make of the raw texts."""
         encoder = self.level(0).encoder
@@ -151,11 +161,21 @@ class Model(nn.Module):
         store.features, store.candidates = encoder.read(texts), self.structure.read(texts)
         return store
 
-    def score(self, level: int, batch: Batch, shortlist: Shortlist) -> Scores:
-        """Scores of the candidates at `level`, with the label texts that inform them."""
-        guided = self.level(level).training or not self.context.training_only
-        labels = self.context.label_texts(batch) if guided else None
-        scores: Scores = self.level(level)(batch, shortlist, None if labels is None else labels.to(batch.tokens.device))
+    def encode(self, levels: range, batch: Batch) -> tuple[Encoded, LabelTexts | None]:
+        """What the encoder of a stage makes of texts, and of the label texts that inform their scores."""
+        level = self.level(levels[0])
+        encoded, labels = level.encoder(batch), None
+        if level.training or not self.context.training_only:
+            labels = self.context.label_texts(batch)
+        if labels is not None:
+            labels = labels.to(batch.tokens.device)
+            if labels.texts.tokens.shape[1]:
+                labels = replace(labels, encoded=level.encoder(labels.texts))
+        return encoded, labels
+
+    def score(self, level: int, encoded: Encoded, shortlist: Shortlist, labels: LabelTexts | None) -> Scores:
+        """Scores of the candidates at `level`, for what `encode` gave."""
+        scores: Scores = self.level(level).fusion(encoded, shortlist, labels)
         return scores
 
     def add_level(self) -> None:

@@ -15,19 +15,19 @@ from .ops import sparse_adam_step
 class Optimizer:
     """Adam. Weights of `nn.Embedding(sparse=True)` get lazy Adam: only the rows of a step's gradient are touched.
 
-    factors: for parameters by name, their learning rate as a multiple of that of the others.
+    factors: the learning rates of some parameters, as multiples of that of the others.
     """
 
-    def __init__(self, module: nn.Module, config: TrainingConfig, factors: Mapping[str, float] | None = None):
+    def __init__(self, module: nn.Module, config: TrainingConfig, factors: Mapping[nn.Parameter, float] | None = None):
         lazy = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding) and part.sparse}
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         # Parameters of one learning rate form a group; the states of a checkpoint follow the order of the groups.
         dense: dict[float, list[nn.Parameter]] = {}
         sparse: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in module.named_parameters():
+        for parameter in module.parameters():
             if parameter.requires_grad:
                 groups = sparse if id(parameter) in lazy else dense
-                groups.setdefault((factors or {}).get(name, 1.0), []).append(parameter)
+                groups.setdefault((factors or {}).get(parameter, 1.0), []).append(parameter)
         self.parts: list[torch.optim.Optimizer] = []
         if dense:
             self.parts.append(torch.optim.Adam(_groups(dense), lr=config.learning_rate, fused=True))

@@ -27,7 +27,8 @@ def check_resources(model: Model, store: TokenStore, out: Path) -> str:
     if module.fusion.solved:  # how many weights it will keep shows only afterwards
         nodes = " + ".join(f"{structure.level_size(level):,}" for level in range(structure.num_levels))
         return f"{module.encoder.size:,} features, {nodes} nodes, solved level by level"
-    shared = sum(parameter.numel() for parameter in module.parameters())
+    encoder = sum(parameter.numel() for parameter in module.encoder.parameters())
+    fusion = sum(parameter.numel() for parameter in module.fusion.parameters())
     size = module.encoder.size
     first = sum(
         parameter.numel()
@@ -36,19 +37,19 @@ def check_resources(model: Model, store: TokenStore, out: Path) -> str:
     )
     rows = first // structure.level_size(0)
     sizes = [structure.level_size(level) for level in range(structure.num_levels)]
-    parameters = [shared - first + rows * nodes for nodes in sizes]
+    # Of each stage: an encoder, and a fusion for each of its levels.
+    parameters = [encoder + sum(fusion - first + rows * sizes[level] for level in stage) for stage in model.stages]
     tokens = max(int(store.lengths.max(initial=1)), 1)
     at_first = sizes[0] if store.candidates is None else int(np.diff(store.candidates.indptr).max(initial=1))
-    widest = max([at_first, *(_shortlist_width(structure, level) for level in range(1, len(sizes)))])
+    widths = [at_first, *(_shortlist_width(structure, level) for level in range(1, len(sizes)))]
+    widest = max(sum(widths[level] for level in stage) for stage in model.stages)
     # Weights, gradients, two moments and the average; then states and label contexts, forward and backward.
     training = max(parameters) * 4 * 5 + sum(parameters) * 4
     activations = settings.batch_size * 4 * (6 * tokens * size + 4 * widest * size + 2 * widest * tokens)
     where = device().type
     needed = training + activations
     there = psutil.virtual_memory().available if where == "cpu" else torch.cuda.mem_get_info()[0]
-    steps = [
-        math.ceil(len(store) / settings.batch_size) * settings.epochs_at(level) for level in range(structure.num_levels)
-    ]
+    steps = [math.ceil(len(store) / settings.batch_size) * settings.epochs_at(stage[0]) for stage in model.stages]
     nodes = " + ".join(f"{count:,}" for count in sizes)
     precision = "bfloat16" if uses_bfloat16(settings.precision) else "float32"
     if needed > there:

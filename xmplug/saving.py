@@ -75,6 +75,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Any = None) -
         save_file(whole, scratch, {"note": json.dumps(note)})
 
 
+def _kept_names(module: torch.nn.Module) -> dict[str, str]:
+    """For the name of each weight the name that it is kept under: the first one, where it has several."""
+    first: dict[int, str] = {}
+    weights = module.state_dict(keep_vars=True)  # the parameters themselves, of which each is one object
+    return {name: first.setdefault(id(value), name) for name, value in weights.items()}
+
+
+def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The weights of `module` for a file, each once: levels may share an encoder."""
+    kept = set(_kept_names(module).values())
+    return {name: value for name, value in module.state_dict().items() if name in kept}
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Inverse of `write_tensors`. Raises RunError when the file is missing or damaged."""
     try:
@@ -91,7 +104,7 @@ def save_run(model: Model, folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the weights, then the manifest that declares the run complete, then drop what only training needed."""
     training_context = model.context.training_only
     model.drop_training_parts()
-    write_tensors(folder / "model.safetensors", model.levels.state_dict())
+    write_tensors(folder / "model.safetensors", weights_of(model.levels))
     write_json(folder / MANIFEST, {**manifest, "state": "complete"})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if training_context:
@@ -260,9 +273,10 @@ def _load_model(folder: Path, content: Mapping[str, Any], plugins: Plugins) -> T
 
 
 def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Raises RunError when the weights are not those of `module`."""
+    """Load what `weights_of` gave. Raises RunError when the weights are not those of `module`."""
+    shared = {name: weights[kept] for name, kept in _kept_names(module).items() if kept in weights}
     try:
-        module.load_state_dict(dict(weights))
+        module.load_state_dict({**weights, **shared})
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise RunError(f"{path} does not fit the run's configuration: {reason}; the files are of two runs") from error

@@ -1,4 +1,4 @@
-"""Training: one loop that walks the levels of a label structure.
+"""Training: one loop that walks the levels of a label structure, or trains them together.
 
 Everything random is a function of the seed and of the position in the data, and a checkpoint holds weights, moments,
 averages, generator states and position. A run that is killed and resumed therefore ends with the same numbers.
@@ -24,7 +24,7 @@ from .config import RunConfig
 from .data import Corpus, Dataset, Documents, LabelSet, TokenStore
 from .data.batches import make_batch, make_targets, training_order
 from .errors import ConfigError, DataError, RunError
-from .inference import Ranked, autocast, device, node_labels, rank_level
+from .inference import Ranked, autocast, best_nodes, device, node_labels, rank_stage
 from .interfaces import Task
 from .metrics import inverse_propensity
 from .model import Model
@@ -40,6 +40,7 @@ from .saving import (
     read_tensors,
     run_config,
     save_run,
+    weights_of,
     whole_file,
     write_json,
     write_tensors,
@@ -64,7 +65,7 @@ class Listener:
 
 @dataclass
 class Position:
-    """Where a training stands; kept in each checkpoint."""
+    """Where a training stands; kept in each checkpoint. level: the first of those that are being trained."""
 
     level: int = 0
     step: int = 0
@@ -79,8 +80,8 @@ class Position:
 
 @dataclass(frozen=True)
 class Progress:
-    """For a listener: level and epoch count from 1; loss is the mean over the steps since the last evaluation;
-    documents_per_second is that of this process so far."""
+    """For a listener: level and epoch count from 1, level is the last of those trained together; loss is the mean over
+    the steps since the last evaluation; documents_per_second is that of this process so far."""
 
     level: int
     levels: int
@@ -218,42 +219,45 @@ class Trainer:
 
     def run(self) -> dict[str, float]:
         """All levels, from where the checkpoint stands to the finished run."""
-        levels = self.model.structure.num_levels
         above_train: Ranked | None = None
         above_dev: Ranked | None = None
-        for level in range(levels):
-            if level >= len(self.model.levels):
-                torch.manual_seed(self.settings.seed + level)
+        for levels in self.model.stages:
+            if levels[-1] >= len(self.model.levels):
+                torch.manual_seed(self.settings.seed + levels[0])
                 self.model.add_level()
                 self.model.to(device())
-            fusion = self.model.level(level).fusion
-            if level >= self.position.level:
+            fusion = self.model.level(levels[0]).fusion
+            if levels[0] >= self.position.level:
                 if fusion.solved:
-                    self._solve_level(level, above_train, above_dev)
+                    self._solve_level(levels, above_train, above_dev)
                 else:
-                    self._train_level(level, above_train, above_dev)
-                self._checkpoint_between(level + 1)
-            if level + 1 < levels:
+                    self._train_stage(levels, above_train, above_dev)
+                self._checkpoint_between(levels.stop)
+            if levels != self.model.stages[-1]:
                 if not fusion.solved or fusion.ranked_negatives:
-                    above_train = self._rank(level, self.train_data, above_train)
-                above_dev = self._rank(level, self.dev_data, above_dev)
-        record = self._best_record(levels)
+                    above_train = self._rank(levels, self.train_data, above_train)
+                above_dev = self._rank(levels, self.dev_data, above_dev)
+        record = self._best_record(self.model.structure.num_levels)
         save_run(self.model, self.out, {**self.manifest, "metrics": {"dev": record}})
         return record
 
-    # One level -------------------------------------------------------------------------------------------------------
+    # One stage: a level, or all of them ------------------------------------------------------------------------------
 
-    def _train_level(self, level: int, above_train: Ranked | None, above_dev: Ranked | None) -> None:
+    def _train_stage(self, levels: range, above_train: Ranked | None, above_dev: Ranked | None) -> None:
         settings, structure, position = self.settings, self.model.structure, self.position
-        targets = structure.level_targets(level, self.train_data.targets)
-        parents = structure.level_targets(level - 1, self.train_data.targets) if level else None
-        module = self.model.level(level)
-        factors = {f"encoder.{name}": factor for name, factor in module.encoder.learning_rates().items()}
+        first, last = levels[0], levels[-1]
+        targets = {
+            level: structure.level_targets(level, self.train_data.targets)
+            for level in range(max(0, first - 1), levels.stop)
+        }
+        module, encoder = self.model.stage(levels), self.model.level(first).encoder
+        parameters = dict(encoder.named_parameters())
+        factors = {parameters[name]: factor for name, factor in encoder.learning_rates().items()}
         optimizer, average = Optimizer(module, settings, factors), WeightAverage(module)
-        torch.manual_seed(settings.seed + 1000 * (level + 1))
+        torch.manual_seed(settings.seed + 1000 * (first + 1))
         lengths = self.train_data.store.lengths
         per_epoch = math.ceil(len(lengths) / settings.batch_size)
-        epochs = settings.epochs_at(level)
+        epochs = settings.epochs_at(first)
         steps = per_epoch * epochs
         evaluate_at = {
             per_epoch * epoch + math.ceil(per_epoch * part / settings.evaluations)
@@ -264,7 +268,7 @@ class Trainer:
         if (self.checkpoints / "last.safetensors").exists() and position.step:
             self._read_checkpoint(module, optimizer, average)
         else:
-            position.level, position.best, position.worse, position.finished = level, -1.0, 0, False
+            position.level, position.best, position.worse, position.finished = first, -1.0, 0, False
             self._checkpoint(module, optimizer, average)
 
         begun, documents = time.perf_counter(), 0
@@ -274,18 +278,18 @@ class Trainer:
         while position.step < steps and not position.finished:
             epoch, place = divmod(position.step, per_epoch)
             if place == 0 or not order:
-                order = training_order(lengths, settings.batch_size, (settings.seed, level, epoch))
+                order = training_order(lengths, settings.batch_size, (settings.seed, first, epoch))
             places = order[place]
             value = 0.0
             size = settings.micro_batch or len(places)
             for part in (places[at : at + size] for at in range(0, len(places), size)):
                 # A loss is a mean over texts: parts count by their share, so that their sum is that of the whole.
-                loss = self._loss(level, part, targets, parents, above_train) * (len(part) / len(places))
+                loss = self._loss(levels, targets, above_train, part) * (len(part) / len(places))
                 loss.backward()
                 value += float(loss.detach())
             if not math.isfinite(value):
                 raise ConfigError(
-                    f"the loss became {value} at step {position.step} of level {level + 1}; "
+                    f"the loss became {value} at step {position.step} of level {last + 1}; "
                     "lower training.learning_rate, or set training.precision float32"
                 )
             optimizer.step(learning_rate(settings, position.step, steps))
@@ -297,13 +301,13 @@ class Trainer:
             mean_loss = position.loss_sum / position.loss_steps
             evaluating = position.step in evaluate_at
             if evaluating:
-                metric = self._evaluate(level, average, above_dev, epoch + 1)
+                metric = self._evaluate(levels, average, above_dev, epoch + 1)
             if evaluating or position.step % settings.checkpoint_every == 0:
                 self._checkpoint(module, optimizer, average)
             seconds = time.perf_counter() - begun
             self.listener.step(
                 Progress(
-                    level + 1,
+                    last + 1,
                     structure.num_levels,
                     epoch + 1,
                     epochs,
@@ -318,27 +322,40 @@ class Trainer:
             if self.listener.stop:
                 self._checkpoint(module, optimizer, average)
                 raise KeyboardInterrupt
-        weights, _ = read_tensors(self.checkpoints / f"level-{level}.safetensors")
-        load_weights(module, weights, self.checkpoints / f"level-{level}.safetensors")
+        weights, _ = read_tensors(self._kept(levels))
+        load_weights(module, weights, self._kept(levels))
 
     def _loss(
-        self, level: int, places: np.ndarray, targets: csr_matrix, parents: csr_matrix | None, above: Ranked | None
+        self, levels: range, targets: Mapping[int, csr_matrix], above: Ranked | None, places: np.ndarray
     ) -> Tensor:
-        """The loss of the training texts at `places`: their mean."""
-        where = device()
-        batch = make_batch(self.train_data.store, places, training=True).to(where)
-        nodes = scores = None
-        if above is not None and parents is not None:
-            nodes, scores = candidates_for_training(above, parents, places)
-            nodes, scores = nodes.to(where), scores.to(where)
-        shortlist = self.model.structure.shortlist(level, batch, nodes, scores)
-        with autocast(self.settings.precision):
-            predicted = self.model.score(level, batch, shortlist)
-        loss: Tensor = self.model.loss(predicted, shortlist, make_targets(targets, places).to(where))
-        return loss
+        """The losses of `levels`, summed, of the training texts at `places`, which are encoded once.
 
-    def _solve_level(self, level: int, above_train: Ranked | None, above_dev: Ranked | None) -> None:
+        targets: the true nodes of `levels` and of the level above them. above: what that level ranks for all training
+        texts. Between levels that are trained together, the present scores rank (LightXML's dynamic negative sampling).
+        """
+        where, precision = device(), self.settings.precision
+        batch = make_batch(self.train_data.store, places, training=True).to(where)
+        with autocast(precision):
+            encoded, labels = self.model.encode(levels, batch)
+        ranked = None if above is None else Ranked(above.nodes[places], above.scores[places])
+        losses = []
+        for level in levels:
+            nodes = scores = None
+            if ranked is not None:
+                nodes, scores = candidates_for_training(ranked, targets[level - 1][places])
+                nodes, scores = nodes.to(where), scores.to(where)
+            shortlist = self.model.structure.shortlist(level, batch, nodes, scores)
+            with autocast(precision):
+                predicted = self.model.score(level, encoded, shortlist, labels)
+            losses.append(self.model.loss(predicted, shortlist, make_targets(targets[level], places).to(where)))
+            if level != levels[-1]:
+                best = best_nodes(self.model, level, predicted.logits.detach(), shortlist, self.model.structure.beam)
+                ranked = Ranked(*(tensor.cpu().numpy() for tensor in best))
+        return torch.stack(losses).sum()
+
+    def _solve_level(self, levels: range, above_train: Ranked | None, above_dev: Ranked | None) -> None:
         """Fit a level whose fusion needs no steps."""
+        (level,) = levels
         structure, module = self.model.structure, self.model.level(level)
         features, margin_loss = self.train_data.store.features, self.model.loss.margin_loss
         assert features is not None
@@ -366,8 +383,10 @@ class Trainer:
 
         progress("")
         module.fusion.solve(features, targets, siblings, examples, margin_loss, progress)
-        values = dev_metrics(self.model, level, self.dev_data, self.train_data.targets, above_dev, self.settings.metric)
-        write_tensors(self.checkpoints / f"level-{level}.safetensors", module.state_dict())
+        values = dev_metrics(
+            self.model, levels, self.dev_data, self.train_data.targets, above_dev, self.settings.metric
+        )
+        write_tensors(self._kept(levels), weights_of(module))
         self._record({"level": level + 1, **values})
 
     def _record(self, record: Mapping[str, Any]) -> None:
@@ -376,26 +395,30 @@ class Trainer:
             file.write(json.dumps(record) + "\n")
         self.listener.evaluated(record)
 
-    def _evaluate(self, level: int, average: WeightAverage, above: Ranked | None, epoch: int) -> float:
+    def _kept(self, levels: range) -> Path:
+        """The file of the best weights of a stage."""
+        return self.checkpoints / f"level-{levels[-1]}.safetensors"
+
+    def _evaluate(self, levels: range, average: WeightAverage, above: Ranked | None, epoch: int) -> float:
         """Metrics on dev; keep the weights when they are the best so far."""
         position, settings = self.position, self.settings
-        module = self.model.level(level)
         average.swap()
-        values = dev_metrics(self.model, level, self.dev_data, self.train_data.targets, above, settings.metric)
+        values = dev_metrics(self.model, levels, self.dev_data, self.train_data.targets, above, settings.metric)
         if values[settings.metric] > position.best:
             position.best, position.worse = values[settings.metric], 0
-            write_tensors(self.checkpoints / f"level-{level}.safetensors", module.state_dict())
+            write_tensors(self._kept(levels), weights_of(self.model.stage(levels)))
         else:
             position.worse += 1
             position.finished = settings.patience is not None and position.worse >= settings.patience
         average.swap()
         loss = round(position.loss_sum / position.loss_steps, 6)
         position.loss_sum, position.loss_steps = 0.0, 0
-        self._record({"level": level + 1, "epoch": epoch, "step": position.step, "loss": loss, **values})
+        self._record({"level": levels[-1] + 1, "epoch": epoch, "step": position.step, "loss": loss, **values})
         return values[settings.metric]
 
-    def _rank(self, level: int, split: Split, above: Ranked | None) -> Ranked:
-        """The best nodes of a finished level, from which the next takes its candidates; kept for a resumed run."""
+    def _rank(self, levels: range, split: Split, above: Ranked | None) -> Ranked:
+        """The best nodes of a finished stage, from which the next takes its candidates; kept for a resumed run."""
+        level = levels[-1]
         name = "train" if split is self.train_data else "dev"
         path = self.checkpoints / f"ranked-{level}-{name}.safetensors"
         if path.exists():
@@ -405,7 +428,7 @@ class Trainer:
             f"ranking the {self.model.structure.level_size(level)} nodes of level {level + 1} on {name}"
         )
         training = split is self.train_data
-        ranked = rank_level(self.model, level, split.store, above, self.model.structure.beam, training)
+        ranked = rank_stage(self.model, levels, split.store, above, self.model.structure.beam, training)
         write_tensors(path, {"nodes": torch.from_numpy(ranked.nodes), "scores": torch.from_numpy(ranked.scores)})
         return ranked
 
@@ -413,7 +436,7 @@ class Trainer:
 
     def _checkpoint(self, module: torch.nn.Module, optimizer: Optimizer, average: WeightAverage) -> None:
         self.position.averaged = average.count
-        tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
+        tensors = {f"model.{name}": value for name, value in weights_of(module).items()}
         tensors |= {f"average.{name}": value for name, value in average.mean.items()}
         tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
         tensors["rng.cpu"] = torch.get_rng_state()
@@ -447,14 +470,14 @@ class Trainer:
         """Bring a restored model to where the checkpoint stands, and drop what was recorded after it."""
         tensors, note = read_tensors(self.checkpoints / "last.safetensors")
         self.position = Position(**note)
-        for level in range(self.position.level):
-            if level:
-                self.model.add_level()
-            path = self.checkpoints / f"level-{level}.safetensors"
-            load_weights(self.model.level(level), read_tensors(path)[0], path)
+        for levels in self.model.stages:
+            if levels[0] < self.position.level:
+                if levels[0]:
+                    self.model.add_level()
+                load_weights(self.model.stage(levels), read_tensors(self._kept(levels))[0], self._kept(levels))
         if self.position.level == 0 and self.position.step == 0:
             weights = {name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")}
-            load_weights(self.model.level(0), weights, self.checkpoints / "last.safetensors")
+            load_weights(self.model.stage(self.model.stages[0]), weights, self.checkpoints / "last.safetensors")
         metrics = self.out / "metrics.jsonl"
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
         with whole_file(metrics) as scratch:
@@ -478,22 +501,21 @@ def _ranked_nodes(ranked: Ranked, nodes: int) -> csr_matrix:
     return csr_matrix((np.ones(len(rows), np.int8), (rows, ranked.nodes[rows, columns])), shape=shape)
 
 
-def candidates_for_training(above: Ranked, parents: csr_matrix, places: np.ndarray) -> tuple[Tensor, Tensor]:
+def candidates_for_training(above: Ranked, parents: csr_matrix) -> tuple[Tensor, Tensor]:
     """The nodes whose children are a text's candidates: all true ones, then the best predicted, up to the beam.
 
-    above: the beam's worth of nodes predicted for each text. parents: (N, nodes) CSR, the true ones. Returns nodes
+    above: the beam's worth of nodes predicted for each text. parents: (B, nodes) CSR, the true ones. Returns nodes
     (B,b) int64, -1 = none, and their predicted probabilities (B,b), 1 for a true one (AttentionXML section 2.3, 2).
     """
     rows = []
-    for place in places:
-        true = parents.indices[parents.indptr[place] : parents.indptr[place + 1]]
-        predicted = above.nodes[place]
+    for predicted, probabilities, begin, end in zip(above.nodes, above.scores, parents.indptr, parents.indptr[1:]):
+        true = parents.indices[begin:end]
         other = (predicted >= 0) & ~np.isin(predicted, true)
-        room = max(0, above.nodes.shape[1] - len(true))
+        room = max(0, len(predicted) - len(true))
         rows.append(
             (
                 np.concatenate([true, predicted[other][:room]]),
-                np.concatenate([np.ones(len(true), np.float32), above.scores[place][other][:room]]),
+                np.concatenate([np.ones(len(true), np.float32), probabilities[other][:room]]),
             )
         )
     width = max(1, max(len(nodes) for nodes, _ in rows))
@@ -504,12 +526,13 @@ def candidates_for_training(above: Ranked, parents: csr_matrix, places: np.ndarr
 
 
 def dev_metrics(
-    model: Model, level: int, dev: Split, train_labels: csr_matrix, above: Ranked | None, metric: str
+    model: Model, levels: range, dev: Split, train_labels: csr_matrix, above: Ranked | None, metric: str
 ) -> dict[str, float]:
-    """Ranking metrics of one level: of its nodes, or at the last level of the labels themselves."""
+    """Ranking metrics of a stage's last level: of its nodes, or at the last of all of the labels themselves."""
+    level = levels[-1]
     name, _, k = metric.partition("@")
     ks = tuple(sorted({1, 3, 5, int(k)}))
-    ranked = rank_level(model, level, dev.store, above, max(ks))
+    ranked = rank_stage(model, levels, dev.store, above, max(ks))
     if level == model.structure.num_levels - 1:
         top, truth = node_labels(model, ranked.nodes), dev.targets
         counts = np.zeros(truth.shape[1], np.int64)

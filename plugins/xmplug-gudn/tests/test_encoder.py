@@ -135,7 +135,7 @@ def test_a_damaged_encoder_folder_is_refused(bert: Path, tmp_path: Path, damaged
     encoder = _fit(bert)
     encoder.save(tmp_path)
     (tmp_path / damaged).write_text("{")
-    with pytest.raises(RunError, match="train again|damaged"):
+    with pytest.raises(RunError, match=r"train again|damaged"):
         Bert.restore(encoder.config, tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_an_encoder_is_refused(bert: Path, tmp_path: Path, monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match="reads at most 64 tokens"):
         _fit(bert, max_tokens=65)
-    with pytest.raises(ConfigError, match="cannot load the encoder .*hub name, or a folder"):
+    with pytest.raises(ConfigError, match=r"cannot load the encoder .*hub name, or a folder"):
         _fit(tmp_path)
     (tmp_path / "config.json").write_text((bert / "config.json").read_text())
     (tmp_path / "tokenizer.json").write_text((bert / "tokenizer.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,18 @@ def test_labels_by_number_are_not_read(encoder: Bert) -> None:
 
 
 def test_labels_without_a_name_are_named_in_the_error(encoder: Bert) -> None:
-    corpus = _corpus({"a": "noise1", "b": "b", "c": ""})
-    with pytest.raises(DataError, match=r"2 of 3 labels have none: 'b', 'c'; give .*ids_as_names true"):
+    corpus = _corpus({"a": "noise1", "b": "noise3", "c": ""})
+    with pytest.raises(DataError, match=r"1 of 3 labels have none: 'c'; give .*ids_as_names true"):
         Reinforced.fit(ReinforcedConfig(), corpus, encoder)
     Reinforced.fit(ReinforcedConfig(ids_as_names=True), corpus, encoder)
-    words = LabelSet.build([("Rare birds",)])  # without a label file an id that is words is a name
-    documents = Documents.of([Document("0", "noise1", ("Rare birds",))])
-    Reinforced.fit(ReinforcedConfig(), Corpus(documents, documents.targets(words), Task(words, 0)), encoder)
+
+
+@pytest.mark.parametrize(("id", "reads"), [("Rare birds", True), ("U.S.A.", True), ("c_1309", False), ("42", False)])
+def test_without_a_label_file_an_id_that_is_words_is_a_name(encoder: Bert, id: str, reads: bool) -> None:
+    labels, documents = LabelSet.build([(id,)]), Documents.of([Document("0", "noise1", (id,))])
+    corpus = Corpus(documents, documents.targets(labels), Task(labels, 0))
+    with nullcontext() if reads else pytest.raises(DataError, match=f"have none: {id!r}"):
+        Reinforced.fit(ReinforcedConfig(), corpus, encoder)
 
 
 @pytest.mark.parametrize("kind", ["reinforced", "own_labels"])

@@ -139,7 +139,7 @@ def test_multi_hot_vectors_are_the_sum_of_rows() -> None:
 
 
 def test_label_input_and_label_context_must_agree() -> None:
-    with pytest.raises(ConfigError, match="needs fusion.label_input multi_hot"):
+    with pytest.raises(ConfigError, match=r"needs fusion\.label_input multi_hot"):
         _guided()(_encoded(B), Shortlist(), _labels(encoded=False))
     with pytest.raises(ConfigError, match="needs --label-context gudn:own_labels"):
         _guided(label_input="multi_hot")(_encoded(B), Shortlist(), _labels())

@@ -19,8 +19,8 @@ from xmplug.interfaces import Batch, Encoder, LabelContext, LabelTexts, Task
 
 from . import OwnLabelsConfig, ReinforcedConfig
 
-_WORD = re.compile(r"[^\W\d_]{3}")
-"""An id with such a part is taken for words, as in 'Health insurance', and serves as a name; 'c_1309' does not."""
+_WORDS = re.compile(r"[^\W\d_]{3}|^\D*[^\W\d_]\D*$")
+"""An id of words serves as a name, as in 'Health insurance' or 'U.S.A.'; 'c_1309' does not."""
 
 
 class OwnLabels(LabelContext):
@@ -139,7 +139,7 @@ def _check_names(labels: LabelSet, known: int, ids_as_names: bool) -> None:
     nameless = [
         id
         for id, name in islice(zip(labels.ids, labels.names), known)
-        if not name.strip() or (name == id and not _WORD.search(id))
+        if not name.strip() or (name == id and not _WORDS.search(id))
     ]
     if nameless and not ids_as_names:
         some = ", ".join(map(repr, nameless[:5])) + (", ..." if len(nameless) > 5 else "")
@@ -159,7 +159,7 @@ def _sorted(targets: csr_matrix) -> csr_matrix:
 def _ragged(rows: list[np.ndarray]) -> csr_matrix:
     """Rows of tokens as the data of a CSR matrix, so that a token with the number 0 stays."""
     ends = np.cumsum([0, *map(len, rows)])
-    places = np.concatenate([np.arange(len(row)) for row in rows] or [np.zeros(0)]).astype(np.int32)
+    places = np.concatenate([np.arange(len(row)) for row in rows] or [np.arange(0)]).astype(np.int32)
     tokens = np.concatenate(rows or [np.zeros(0, np.int32)])
     return csr_matrix((tokens, places, ends), (len(rows), max(1, *map(len, rows), 1)))
 

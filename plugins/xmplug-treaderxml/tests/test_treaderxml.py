@@ -68,8 +68,13 @@ def test_it_learns_a_planted_corpus_flat_and_along_a_tree(corpus: Path, run: Pat
         assert rows["model"]["nDCG@5"] > 2 * rows["popularity"]["nDCG@5"]
 
 
+@pytest.mark.parametrize(
+    ("levels", "readings"),
+    # Apart, two levels are trained and measured, and the first ranks both splits.
+    [("apart", 3), ("together", 1)],
+)
 def test_training_documents_find_no_copy_of_themselves_at_any_level(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    levels: str, readings: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tree ranks the training texts between its levels; there, too, their own labels must not help."""
     seen: list[tuple[bool, int]] = []
@@ -80,9 +85,10 @@ def test_training_documents_find_no_copy_of_themselves_at_any_level(
         return label_texts(self, batch)
 
     monkeypatch.setattr(Scope, "label_texts", spy)
-    xmplug.train("treaderxml", corpus, tmp_path / "run", options=QUICK | PLT | {"training.epochs": 1})
-    assert sum(size for training, size in seen if training) == 3 * 400  # two levels trained, the first ranked
-    assert sum(size for training, size in seen if not training) == 3 * 50  # dev: both levels measured, the first ranked
+    options = QUICK | PLT | {"training.epochs": 1, "training.levels": levels}
+    xmplug.train("treaderxml", corpus, tmp_path / "run", options=options)
+    assert sum(size for training, size in seen if training) == readings * 400
+    assert sum(size for training, size in seen if not training) == readings * 50  # dev
 
 
 @pytest.mark.parametrize(("level", "step"), [(1, 30), (2, 77)])
