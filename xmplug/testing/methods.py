@@ -1,0 +1,257 @@
+"""A method under test: a recipe, perhaps with one component exchanged, and the small models that are trained of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from ..components import WordsConfig
+from ..config import RunConfig, TrainingConfig, resolve
+from ..data import Dataset, TokenStore, load_dataset, synthetic_dataset
+from ..data.batches import make_batch, make_targets
+from ..errors import ConfigError
+from ..inference import Ranked, Tagger, device, rank_level
+from ..interfaces import Batch, Scores, Shortlist, Targets
+from ..model import Model
+from ..plugins import Plugins
+from ..recipe import SLOTS, Component, Slot
+from ..training import Listener, Trainer, candidates_for_training, train
+from .registry import Failed
+
+if TYPE_CHECKING:
+    from .suite import Suite
+
+SMALL: Mapping[str, Any] = {
+    "training.epochs": 20,
+    "training.batch_size": 16,
+    "training.learning_rate": 0.004,
+    "training.precision": "float32",
+}
+"""Options with which most methods learn 240 texts in seconds."""
+SMALL_WORDS: Mapping[str, Any] = {"encoder.vectors": "random", "encoder.vector_size": 32, "encoder.min_count": 1}
+"""More of them, for encoders that begin with `core:words`."""
+_SHORT: dict[str, Any] = {"training.epochs": 2, "training.batch_size": 16, "training.evaluations": 1}
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a level is to score: a batch, its candidates and its true nodes. places: of the texts in their store."""
+
+    level: int
+    places: np.ndarray
+    batch: Batch
+    shortlist: Shortlist
+    targets: Targets
+
+
+class Walk:
+    """Some texts on their way through the levels of a model; candidates are those of training, or of prediction."""
+
+    def __init__(self, model: Model, store: TokenStore, labels: csr_matrix, training: bool):
+        self.model, self.store, self.labels, self.training = model, store, labels, training
+
+    @cached_property
+    def above(self) -> list[Ranked | None]:
+        """For each level the best nodes of the one above."""
+        found: list[Ranked | None] = [None]
+        for level in range(self.model.structure.num_levels - 1):
+            beam = self.model.structure.beam
+            found.append(rank_level(self.model, level, self.store, found[-1], beam, self.training))
+        return found
+
+    def step(self, level: int, places: Sequence[int] | np.ndarray) -> Step:
+        where, structure, at = device(), self.model.structure, np.asarray(places)
+        batch = make_batch(self.store, at, self.training).to(where)
+        nodes = scores = None
+        above = self.above[level]
+        if above is not None and self.training:
+            nodes, scores = candidates_for_training(above, structure.level_targets(level - 1, self.labels), at)
+        elif above is not None:
+            nodes = torch.from_numpy(above.nodes[at].astype(np.int64))
+            scores = torch.from_numpy(above.scores[at])
+        if nodes is not None and scores is not None:
+            nodes, scores = nodes.to(where), scores.to(where)
+        shortlist = structure.shortlist(level, batch, nodes, scores)
+        return Step(level, at, batch, shortlist, make_targets(structure.level_targets(level, self.labels), at))
+
+    def steps(self, level: int) -> Iterator[Step]:
+        """All texts in batches."""
+        for start in range(0, len(self.store), _BATCH):
+            yield self.step(level, range(start, min(start + _BATCH, len(self.store))))
+
+    def score(self, step: Step) -> Scores:
+        return self.model.score(step.level, step.batch, step.shortlist)
+
+    @torch.no_grad()
+    def logits(self, level: int, places: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(B, nodes of the level) float32; nan where a node is no candidate."""
+        step = self.step(level, places)
+        found = self.score(step).logits.float().cpu()
+        nodes = step.shortlist.nodes
+        if nodes is None:
+            return found.numpy()
+        dense = np.full((len(found), self.model.structure.level_size(level)), np.nan, np.float32)
+        rows, columns = (nodes.cpu() >= 0).nonzero(as_tuple=True)
+        dense[rows, nodes.cpu()[rows, columns]] = found[rows, columns]
+        return dense
+
+
+@dataclass
+class Trained:
+    """A finished training: its model as it was in memory, its folder, and the corpus."""
+
+    model: Model
+    folder: Path
+    dataset: Dataset
+    train: Walk
+    dev: Walk
+
+    @cached_property
+    def tagger(self) -> Tagger:
+        return Tagger(self.model.eval())
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Those of dev, and some that are unlike all others."""
+        texts = list(self.dataset.split("dev").texts())
+        return [*texts, "", "?!", "none of these words was ever seen", " ".join(texts)]
+
+
+class Method:
+    """A recipe with options for small models, perhaps with one component exchanged; and what is trained of it."""
+
+    def __init__(self, suite: Suite, name: str, recipe: str, exchanged: tuple[Slot, Component] | None = None):
+        self.suite, self.name, self.recipe, self.exchanged = suite, name, recipe, exchanged
+
+    @cached_property
+    def folder(self) -> Path:
+        folder = self.suite.folder / self.name.replace(":", "-")
+        folder.mkdir()
+        return folder
+
+    @property
+    def solved(self) -> bool:
+        """Whether its levels are fitted at once instead of by steps along a gradient."""
+        return bool(self.trained.model.level(0).fusion.solved)
+
+    def config(self, corpus: Path, **changes: Any) -> RunConfig:
+        options = {**self.options(self.suite.given(corpus)), **changes}
+        try:
+            return resolve(self.suite.plugins, self.recipe, overrides=options.items())
+        except ConfigError as error:
+            raise Failed(str(error)) from None
+
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those that this method has, of the given ones and of those that make models small."""
+        slots = {name: value for name, value in given.items() if name in SLOTS}
+        if self.exchanged is not None:
+            slot, component = self.exchanged
+            slots[slot] = component.id
+        components = resolve(self.suite.plugins, self.recipe, overrides=slots.items()).components
+        small = {**SMALL, **(SMALL_WORDS if issubclass(components["encoder"].config, WordsConfig) else {})}
+        known = {f"{slot}.{name}" for slot, component in components.items() for name in component.config.model_fields}
+        known |= {f"training.{name}" for name in TrainingConfig.model_fields}
+        return slots | {name: value for name, value in {**small, **given}.items() if name in known}
+
+    @cached_property
+    def trained(self) -> Trained:
+        """Trained until it knows a planted corpus."""
+        corpus = planted_corpus(self.suite.folder)
+        dataset, out = load_dataset(corpus), self.folder / "trained"
+        trainer = Trainer(
+            self.config(corpus), self.suite.plugins, dataset, out, {"spec": str(corpus)}, False, Listener()
+        )
+        trainer.run()
+        train_data, dev_data = trainer.train_data, trainer.dev_data
+        model = trainer.model.eval()
+        known = model.task.num_labels
+        return Trained(
+            model,
+            out,
+            dataset,
+            Walk(model, train_data.store, train_data.targets, training=True),
+            Walk(model, dev_data.store, dev_data.targets[:, :known].tocsr(), training=False),
+        )
+
+    @cached_property
+    def short_config(self) -> RunConfig:
+        """Of a training of two epochs."""
+        return self.config(odd_corpus(self.suite.folder), **_SHORT)
+
+    @cached_property
+    def short(self) -> Path:
+        """A short training on a corpus with odd texts and labels."""
+        return self.train_short(self.folder / "short")
+
+    def train_short(self, out: Path, resume: bool = False, listener: Listener | None = None) -> Path:
+        corpus = odd_corpus(self.suite.folder)
+        dataset, source = load_dataset(corpus), {"spec": str(corpus)}
+        train(self.short_config, self.suite.plugins, dataset, out, source=source, resume=resume, listener=listener)
+        return out
+
+    def request(self) -> dict[str, Any]:
+        """What `train_elsewhere` needs to train `short` once more."""
+        config, corpus = self.short_config.as_dict(), odd_corpus(self.suite.folder)
+        return {
+            "config": config,
+            "data": str(corpus),
+            "out": str(self.folder / "elsewhere"),
+            "files": list(self.suite.plugin_files),
+        }
+
+
+def planted_corpus(folder: Path) -> Path:
+    """300 texts and 20 labels with words of their own; large enough for a tree of two levels."""
+    corpus = folder / "planted"
+    if not corpus.exists():
+        corpus.mkdir()
+        synthetic_dataset(300, 20, folder=corpus)
+    return corpus
+
+
+def odd_corpus(folder: Path) -> Path:
+    """A small corpus with empty texts, texts without labels, and labels without texts (the broader ones)."""
+    corpus = folder / "odd"
+    if not corpus.exists():
+        corpus.mkdir()
+        synthetic_dataset(80, 20, seed=1, folder=corpus)
+        odd = [
+            {"text": "", "labels": ["label0000"]},
+            {"text": "none of note", "labels": []},
+            {"text": "", "labels": []},
+        ]
+        with open(corpus / "train.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in odd)
+    return corpus
+
+
+def train_elsewhere(requests: list[dict[str, Any]], folder: Path) -> None:
+    """Train in another process, which hashes strings in another way. What goes wrong is written beside the run."""
+    (folder / "requests.json").write_text(json.dumps(requests), encoding="utf-8")
+    code = f"from {__name__} import _train_requests; _train_requests({str(folder / 'requests.json')!r})"
+    hashing = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": hashing}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | environment, check=True, capture_output=True)
+
+
+def _train_requests(path: str) -> None:
+    for request in json.loads(Path(path).read_text(encoding="utf-8")):
+        out = Path(request["out"])
+        try:
+            plugins = Plugins().load(tuple(request["files"]))
+            config = resolve(plugins, request["config"]["recipe"], file=request["config"])
+            train(config, plugins, load_dataset(request["data"]), out, source={"spec": request["data"]})
+        except Exception as error:
+            out.with_suffix(".error").write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
