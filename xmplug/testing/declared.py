@@ -22,7 +22,7 @@ from .suite import Suite
 _PROJECT_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 
 
-@of_plugin
+@of_plugin()
 def declarations(suite: Suite) -> None:
     """Recipes name components that exist, and each component is a complete class of its slot with options of its own,
     so that what is listed can be chosen."""
@@ -45,7 +45,7 @@ def declarations(suite: Suite) -> None:
             raise Failed(f"config of {component.id} is {component.config!r}; give a subclass of ComponentConfig")
 
 
-@of_plugin
+@of_plugin("declarations")
 def presets(suite: Suite) -> None:
     """Each recipe and each of its presets is a valid configuration, so that no user meets a preset that cannot run."""
     for recipe in suite.plugin.recipes:
@@ -57,7 +57,7 @@ def presets(suite: Suite) -> None:
                 raise Failed(f"{where} does not resolve: {error}; correct it") from None
 
 
-@of_plugin
+@of_plugin("declarations")
 def documented(suite: Suite) -> None:
     """Components and recipes have a summary and options a description, since `train --help` and `plugins` show nothing
     else."""
@@ -72,7 +72,7 @@ def documented(suite: Suite) -> None:
             raise Failed(f"recipe {recipe.name!r} has no summary; say in a line what it is")
 
 
-@of_plugin
+@of_plugin("declarations")
 def round_trip(suite: Suite) -> None:
     """A configuration that was written as JSON is read back as the same, since a run is restored from what it wrote."""
     for recipe in suite.plugin.recipes:
@@ -96,7 +96,7 @@ def round_trip(suite: Suite) -> None:
                     )
 
 
-@of_plugin
+@of_plugin()
 def import_without_torch(suite: Suite) -> None:
     """Importing the plugin's module does not import torch, since every command imports every plugin, and torch takes
     seconds."""
@@ -116,7 +116,7 @@ def import_without_torch(suite: Suite) -> None:
         )
 
 
-@of_plugin
+@of_plugin()
 def readme_names_the_paper(suite: Suite) -> None:
     """The README names title and address of the paper that a recipe follows, so that users can see what was built and
     whom to cite."""

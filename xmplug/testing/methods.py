@@ -25,7 +25,7 @@ from ..inference import Ranked, Tagger, device, rank_level
 from ..interfaces import Batch, Scores, Shortlist, Targets
 from ..model import Model
 from ..plugins import Plugins
-from ..recipe import SLOTS, Component, Slot
+from ..recipe import SLOTS, Component, ComponentConfig, Slot
 from ..training import Listener, Trainer, candidates_for_training, train
 from .registry import Failed
 
@@ -155,15 +155,23 @@ class Method:
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Those that this method has, of the given ones and of those that make models small."""
+        slots, components = self._components(given)
+        known = self.known_options(given)
+        small = {**SMALL, **(SMALL_WORDS if issubclass(components["encoder"].config, WordsConfig) else {})}
+        return slots | {name: value for name, value in {**small, **given}.items() if name in known}
+
+    def known_options(self, given: Mapping[str, Any]) -> set[str]:
+        """All that this method has, by their dotted names, with the components that `given` chooses."""
+        sections: dict[str, type[ComponentConfig]] = {"training": TrainingConfig}
+        sections |= {slot: component.config for slot, component in self._components(given)[1].items()}
+        return {f"{section}.{name}" for section, config in sections.items() for name in config.model_fields}
+
+    def _components(self, given: Mapping[str, Any]) -> tuple[dict[Any, Any], Mapping[Slot, Component]]:
+        """The slots that are exchanged, and what is in all of them."""
         slots = {name: value for name, value in given.items() if name in SLOTS}
         if self.exchanged is not None:
-            slot, component = self.exchanged
-            slots[slot] = component.id
-        components = resolve(self.suite.plugins, self.recipe, overrides=slots.items()).components
-        small = {**SMALL, **(SMALL_WORDS if issubclass(components["encoder"].config, WordsConfig) else {})}
-        known = {f"{slot}.{name}" for slot, component in components.items() for name in component.config.model_fields}
-        known |= {f"training.{name}" for name in TrainingConfig.model_fields}
-        return slots | {name: value for name, value in {**small, **given}.items() if name in known}
+            slots[self.exchanged[0]] = self.exchanged[1].id
+        return slots, resolve(self.suite.plugins, self.recipe, overrides=slots.items()).components
 
     @cached_property
     def trained(self) -> Trained:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 
@@ -40,22 +41,23 @@ class Result:
     message: str = ""
 
 
+_Decorator = Callable[[Callable[[Any], None]], Callable[[Any], None]]
 CHECKS: dict[str, Check] = {}
 """All checks by name, in the order in which they are made."""
 
 
-def of_plugin(function: Callable[[Any], None]) -> Callable[[Any], None]:
+def of_plugin(*needs: str) -> _Decorator:
     """Register a check that gets the `Suite`. Its name is the function's."""
-    return _register(function, "plugin", ())
+    return partial(_register, "plugin", needs)
 
 
-def of_method(*needs: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+def of_method(*needs: str) -> _Decorator:
     """Register a check that gets a `Method`. Its name is the function's."""
-    return lambda function: _register(function, "method", needs)
+    return partial(_register, "method", needs)
 
 
 def _register(
-    function: Callable[[Any], None], scope: Literal["plugin", "method"], needs: tuple[str, ...]
+    scope: Literal["plugin", "method"], needs: tuple[str, ...], function: Callable[[Any], None]
 ) -> Callable[[Any], None]:
     name = function.__name__.replace("_", "-")
     CHECKS[name] = Check(name, scope, function, needs)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 from unittest import mock
+from weakref import finalize
 
-from ..errors import ConfigError, PluginError, nearest
+from ..errors import ConfigError, PluginError, XmplugError, nearest
 from ..plugins import Plugin, Plugins
 from ..recipe import SLOTS, Component, Recipe, Slot
 from .methods import Method, train_elsewhere
@@ -65,8 +67,9 @@ class Suite:
     @cached_property
     def folder(self) -> Path:
         """Corpora and runs."""
-        self._temporary = TemporaryDirectory(prefix="xmplug-testing-", ignore_cleanup_errors=True)
-        return Path(self._temporary.name)
+        folder = mkdtemp(prefix="xmplug-testing-")
+        finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
     def pairs(self) -> list[tuple[str, str]]:
         """(method, check) of all checks, in order; the method is empty for those of the plugin as a whole."""
@@ -108,10 +111,10 @@ class Suite:
             return Result(method, check.name, "skipped", str(reason))
         except Failed as found:
             return Result(method, check.name, "failed", str(found))
-        except ConfigError as error:
-            if check.name == "trains" and self.methods[method].exchanged is not None:
+        except XmplugError as error:
+            if check.name == "trains" and isinstance(error, ConfigError) and self.methods[method].exchanged:
                 # A recipe runs with its defaults; a component may need an option that only its user can give.
-                self._not_made[method, check.name] = f"needs {check.name}, which was skipped"
+                self._not_made[method, check.name] = "needs trains, which was skipped"
                 return Result(method, check.name, "skipped", f"it needs options of its own: {error}")
             return Result(method, check.name, "failed", str(error))
         except Exception as error:
@@ -129,11 +132,12 @@ class Suite:
         if corpus in self._given:
             return self._given[corpus]
         given = self._options(corpus) if callable(self._options) else self._options
-        taken = {*SLOTS, *(name for method in self.methods.values() for name in method.options(given))}
-        if unknown := [name for name in given if name not in taken]:
-            raise Failed(
-                f"no method of plugin {self.plugin.name!r} has the option {unknown[0]!r}: {nearest(unknown[0], taken)}"
-            )
+        known = {*SLOTS}.union(*(method.known_options(given) for method in self.methods.values()))
+        for name in given:
+            if name not in known:
+                raise Failed(
+                    f"no method of plugin {self.plugin.name!r} has the option {name!r}: {nearest(name, known)}"
+                )
         self._given[corpus] = given
         return given
 
@@ -155,25 +159,28 @@ class Suite:
             return
         for slot, components in self.plugin.components.items():
             for component in components:
-                if recipe is None and any(self._chosen(method, slot) is component for method in own):
+                if recipe is None and any(self._uses(method, slot, component) for method in own):
                     continue
-                for host in hosts or self.plugins.recipes:
-                    if self._fits(host, slot, component):
-                        yield Method(self, f"{host.name}+{component.id}", host.name, (slot, component))
-                        break
+                able = hosts or list(self.plugins.recipes)
+                fitting = [host for host in able if self._fits(host, slot, component)]
+                if recipe is None:
+                    fitting += able  # in a method that it does not fit, `trains` says why
+                for host in fitting[:1]:
+                    yield Method(self, f"{host.name}+{component.id}", host.name, (slot, component))
 
-    def _chosen(self, recipe: Recipe, slot: Slot) -> Component | None:
+    def _uses(self, recipe: Recipe, slot: Slot, component: Component) -> bool:
         try:
-            return self.plugins.components[slot].find(recipe.component(slot))
+            return self.plugins.components[slot].find(recipe.component(slot)) is component
         except PluginError:
-            return None  # said by `declarations`
+            return False  # said by `declarations`
 
     def _fits(self, recipe: Recipe, slot: Slot, component: Component) -> bool:
         """Whether a recipe's other components can work with this one."""
-        chosen = {part: self._chosen(recipe, part) for part in SLOTS} | {slot: component}
         try:
-            encoder, fusion, loss = (chosen[part].resolve() for part in ("encoder", "fusion", "loss"))  # type: ignore
-        except (PluginError, AttributeError):
+            chosen = {part: self.plugins.components[part].find(recipe.component(part)) for part in SLOTS}
+            chosen[slot] = component
+            encoder, fusion, loss = (chosen[part].resolve() for part in ("encoder", "fusion", "loss"))
+        except PluginError:
             return True  # said by `declarations`
         reads = slot != "label_context" or fusion.reads_label_texts
         return reads and encoder.sparse == fusion.sparse and not (fusion.solved and loss.margin_loss is None)
