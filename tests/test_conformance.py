@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from xmplug.cli.plugins import command
 from xmplug.errors import ConfigError, PluginError
 from xmplug.testing import Suite, conformance
 from xmplug.testing.registry import CHECKS
@@ -147,21 +147,22 @@ def test_expected_failures_are_strict() -> None:
     test("", "presets")
 
 
-def test_failures_are_told_or_expected(gallery: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, options = "sound+faulty:DetachedParameter", {"fusion.layers": "8", "training.epochs": 1}
-    files = (FILE,)
+def test_failures_are_told_or_expected() -> None:
+    faulty, options = "sound+faulty:DetachedParameter", {"fusion.layers": "8", "training.epochs": 1}
+
+    def gradients(method: str, **expected: str) -> None:
+        test = conformance("faulty", options=options, plugin_files=(FILE,), expected_failures=expected)
+        test(method, "gradients")
+
     with pytest.raises(pytest.fail.Exception, match=r"no gradient reaches fusion.scale.*\n\npromised: The loss moves"):
-        conformance("faulty", options=options, plugin_files=files)(method, "gradients")
-    expected = {f"{method}/gradients": "a constant"}
-    with pytest.raises(pytest.xfail.Exception, match="a constant: no gradient"):
-        conformance("faulty", options=options, plugin_files=files, expected_failures=expected)(method, "gradients")
-    expected = {"gradients:fusion.scale": "a constant"}
-    conformance("faulty", options=options, plugin_files=files, expected_failures=expected)(method, "gradients")
-    expected = {"gradients:fusion.output.bias": "a constant"}
+        gradients(faulty)
+    with pytest.raises(pytest.xfail.Exception, match=r"a constant: .*no gradient reaches fusion.scale"):
+        gradients(faulty, **{f"{faulty}/gradients": "a constant"})
+    gradients(faulty, **{"gradients:fusion.scale": "a constant"})
     with pytest.raises(
         pytest.fail.Exception, match=r"fusion.output.bias is expected to get no gradient .*but gets one"
     ):
-        conformance("faulty", options=options, plugin_files=files, expected_failures=expected)("sound", "gradients")
+        gradients("sound", **{"gradients:fusion.output.bias": "a constant"})
 
 
 def test_options_and_plugins_that_there_are_not() -> None:
@@ -171,20 +172,19 @@ def test_options_and_plugins_that_there_are_not() -> None:
         Suite("fault", plugin_files=(FILE,))
 
 
-def test_the_command_line(tmp_path: Path, install: Install) -> None:
-    def check(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "xmplug.cli", "plugins", "check", *arguments]
-        return subprocess.run(command, capture_output=True, text=True)
+def test_the_command_line(tmp_path: Path) -> None:
+    def check(*arguments: str) -> Result:
+        return CliRunner().invoke(command, ["check", *arguments])
 
     path = tmp_path / "undocumented.py"
     code = SOUND.replace('"factor of the loss"', '""').replace("xmplug.components.bce:BCE", "undocumented:Loss")
     path.write_text(code + "\nfrom xmplug.components.bce import BCE\n\nclass Loss(BCE):\n    pass\n")
     (tmp_path / "README.md").write_text(README)
-    found = check(str(path), "--fusion.layers", "16", "--training.epochs", "6", "--training.learning_rate", "0.02")
-    assert found.returncode == 1, found.stderr
-    lines = {line.split()[0]: line for line in found.stdout.splitlines()}
+    found = check(str(path), *(part for name, value in QUICK.items() for part in (f"--{name}", str(value))))
+    assert found.exit_code == 1, found.output
+    lines = {line.split()[0]: line for line in found.output.splitlines()}
     assert "failed: option 'scale' of undocumented:scaled has no description; give Field" in lines["documented"]
     assert "skipped: a single file" in lines["import-without-torch"]
-    assert lines.keys() == {*CHECKS, "method_of_NAME"} and found.stdout.count(" failed") == 1
-    assert check("--list").stdout.count("\n") == len(CHECKS)
-    assert "say which plugin" in check().stderr
+    assert lines.keys() == {*CHECKS, "method_of_NAME"} and found.output.count(" failed") == 1
+    assert check("--list").output.count("\n") == len(CHECKS)
+    assert "say which plugin" in check().output

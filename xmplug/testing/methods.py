@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..interfaces import Batch, Scores, Shortlist, Targets
 from ..model import Model
 from ..plugins import Plugins
 from ..recipe import SLOTS, Component, ComponentConfig, Slot
-from ..training import Listener, Trainer, candidates_for_training, train
+from ..training import Listener, Progress, Trainer, candidates_for_training, train
 from .registry import Failed
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ SMALL: Mapping[str, Any] = {
 """Options with which most methods learn 240 texts in seconds."""
 SMALL_WORDS: Mapping[str, Any] = {"encoder.vectors": "random", "encoder.vector_size": 32, "encoder.min_count": 1}
 """More of them, for encoders that begin with `core:words`."""
-_SHORT: dict[str, Any] = {"training.epochs": 2, "training.batch_size": 16, "training.evaluations": 1}
+_FEW: dict[str, Any] = {"training.epochs": 2, "training.batch_size": 16, "training.evaluations": 1}
 _BATCH = 16
 
 
@@ -108,14 +109,30 @@ class Walk:
         return dense
 
 
+class StopInside(Listener):
+    """Stops half way through a level; one that is solved, before it begins."""
+
+    def __init__(self, level: int, solved: bool = False):
+        self.level, self.solved = level, solved
+
+    def message(self, text: str) -> None:
+        self.stop = self.stop or (self.solved and self.level == 1)
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        self.stop = self.stop or (self.solved and record["level"] == self.level - 1)
+
+    def step(self, progress: Progress) -> None:
+        self.stop = progress.level == self.level and progress.step == max(1, progress.steps // 2)
+
+
 @dataclass
 class Trained:
-    """A finished training: its model as it was in memory, its folder, and the corpus."""
+    """A finished training: its model as it was in memory, its folder, and the corpus. dev: its texts on their way
+    through the levels."""
 
     model: Model
     folder: Path
     dataset: Dataset
-    train: Walk
     dev: Walk
 
     @cached_property
@@ -176,27 +193,33 @@ class Method:
     @cached_property
     def trained(self) -> Trained:
         """Trained until it knows a planted corpus."""
-        corpus = planted_corpus(self.suite.folder)
-        dataset, out = load_dataset(corpus), self.folder / "trained"
-        trainer = Trainer(
-            self.config(corpus), self.suite.plugins, dataset, out, {"spec": str(corpus)}, False, Listener()
-        )
+        out = self.folder / "trained"
+        trainer, dataset = self._trainer(out, Listener())
         trainer.run()
-        train_data, dev_data = trainer.train_data, trainer.dev_data
-        model = trainer.model.eval()
-        known = model.task.num_labels
-        return Trained(
-            model,
-            out,
-            dataset,
-            Walk(model, train_data.store, train_data.targets, training=True),
-            Walk(model, dev_data.store, dev_data.targets[:, :known].tocsr(), training=False),
-        )
+        model, dev = trainer.model.eval(), trainer.dev_data
+        targets = dev.targets[:, : model.task.num_labels].tocsr()
+        return Trained(model, out, dataset, Walk(model, dev.store, targets, training=False))
+
+    @cached_property
+    def midway(self) -> Walk:
+        """The training texts, in a training that was stopped half way through its last level: with what only training
+        has. Of a method that is solved: in one that is begun."""
+        trainer, _ = self._trainer(self.folder / "midway", StopInside(self.trained.model.structure.num_levels), **_FEW)
+        if self.solved:
+            return Walk(self.trained.model, trainer.train_data.store, trainer.train_data.targets, training=True)
+        with suppress(KeyboardInterrupt):
+            trainer.run()
+        return Walk(trainer.model.eval(), trainer.train_data.store, trainer.train_data.targets, training=True)
+
+    def _trainer(self, out: Path, listener: Listener, **changes: Any) -> tuple[Trainer, Dataset]:
+        corpus = planted_corpus(self.suite.folder)
+        config, dataset = self.config(corpus, **changes), load_dataset(corpus)
+        return Trainer(config, self.suite.plugins, dataset, out, {"spec": str(corpus)}, False, listener), dataset
 
     @cached_property
     def short_config(self) -> RunConfig:
         """Of a training of two epochs."""
-        return self.config(odd_corpus(self.suite.folder), **_SHORT)
+        return self.config(odd_corpus(self.suite.folder), **_FEW)
 
     @cached_property
     def short(self) -> Path:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from ..evaluation import evaluate_documents
 from ..inference import device
-from ..interfaces import Encoded
+from ..interfaces import Encoded, Scores
 from ..saving import load_run, read_tensors
-from ..training import Listener, Progress
-from .methods import Method, Step, Walk
+from .methods import Method, Step, StopInside, Walk
 from .registry import Failed, Skipped, of_method
 
 _KNOWN = 0.7
@@ -32,7 +32,7 @@ _CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4, "equal_nan": True}
 def trains(method: Method) -> None:
     """Training ends without an error, also on empty texts, texts without labels and labels without texts, as corpora
     have them."""
-    _ = method.trained, method.short
+    _ = method.trained, method.midway, method.short
 
 
 @of_method("trains")
@@ -48,9 +48,9 @@ def shapes(method: Method) -> None:
         raise Failed("leaf_labels() names a label twice, or one that there is not; give each label to one leaf at most")
     if (vectors := encoder.word_vectors()) is not None and encoder.tokenizer is not None:
         _expect("word_vectors()", vectors, (len(encoder.tokenizer), vectors.shape[-1]), None)
-    for walk in (method.trained.train, method.trained.dev):
+    for walk in (method.midway, method.trained.dev):
         for level in range(structure.num_levels):
-            nodes = structure.level_targets(level, walk.labels)
+            nodes = walk.model.structure.level_targets(level, walk.labels)
             _expect("level_targets()", nodes, (len(walk.store), structure.level_size(level)), None)
             siblings = structure.siblings(level)
             if siblings[0] != 0 or siblings[-1] != structure.level_size(level) or (np.diff(siblings) < 0).any():
@@ -59,9 +59,12 @@ def shapes(method: Method) -> None:
                 )
             step = walk.step(level, range(min(8, len(walk.store))))
             with torch.no_grad():
-                encoded = model.level(level).encoder(step.batch)
+                encoded = walk.model.level(level).encoder(step.batch)
                 _shapes_of_encoded(encoded, step, encoder.size, encoder.num_pooled)
                 _shapes_of_scores(walk, step)
+            if walk.training and not method.solved:
+                with _training(walk, level):
+                    _expect("the loss", _loss(walk, step), (), torch.float32)
 
 
 def _shapes_of_encoded(encoded: Encoded, step: Step, size: int, num_pooled: int) -> None:
@@ -93,7 +96,7 @@ def _shapes_of_scores(walk: Walk, step: Step) -> None:
     if labels is not None:
         _expect("LabelTexts.members", labels.members, (texts, labels.members.shape[-1]), torch.int64)
         _expect("LabelTexts.weights", labels.weights, tuple(labels.members.shape), torch.float32)
-        if labels.members.max() >= len(labels.texts.tokens) or labels.members.min() < -1:
+        if ((labels.members >= len(labels.texts.tokens)) | (labels.members < -1)).any():
             raise Failed("LabelTexts.members names a text that there is not; give places among the texts, -1 for none")
         if labels.weights[labels.members < 0].any():
             raise Failed("LabelTexts.weights is not 0 where members is -1; let what is not there count nothing")
@@ -101,7 +104,6 @@ def _shapes_of_scores(walk: Walk, step: Step) -> None:
     _expect("Scores.logits", scores.logits, (texts, size), None)
     if not scores.logits.isfinite().all():
         raise Failed("Scores.logits has numbers that are not finite; let padded candidates too have a finite logit")
-    _expect("the loss", walk.model.loss(scores, shortlist, step.targets), (), torch.float32)
 
 
 def _expect(name: str, found: Any, shape: tuple[int, ...], dtype: Any) -> None:
@@ -118,7 +120,7 @@ def shortlist(method: Method) -> None:
     structure = method.trained.model.structure
     for walk, step in _all_steps(method):
         nodes = step.shortlist.nodes
-        if nodes is None:
+        if nodes is None or not nodes.numel():
             continue
         if nodes.max() >= structure.level_size(step.level) or nodes.min() < -1:
             raise Failed(
@@ -139,7 +141,7 @@ def true_labels(method: Method) -> None:
     scored."""
     if method.solved:
         raise Skipped("its fusion is solved without candidates")
-    walk = method.trained.train
+    walk = method.midway
     for level in range(walk.model.structure.num_levels):
         for step in walk.steps(level):
             wanted, found = len(step.targets.indices), len(step.targets.positions(step.shortlist)[0])
@@ -206,59 +208,63 @@ def gradients(method: Method) -> None:
     notices."""
     if method.solved:
         raise Skipped("its fusion is solved at once, without gradients")
-    walk, exempt = method.trained.train, method.suite.exempt
-    missing: dict[str, bool] = {}
+    walk, exempt = method.midway, method.suite.exempt
     if named := [name for name, value in walk.model.loss.named_parameters() if value.requires_grad]:
         raise Failed(f"the loss has parameters ({', '.join(named)}), which nothing moves; put them into the fusion")
     for level in range(walk.model.structure.num_levels):
         with _training(walk, level) as module:
             for step in walk.steps(level):
-                walk.model.loss(walk.score(step), step.shortlist, step.targets).backward()
-            for name, weight in module.named_parameters():
-                if weight.requires_grad:
-                    missing[name] = missing.get(name, True) and (weight.grad is None or not _any(weight.grad))
-    still = [name for name, none in missing.items() if none and name not in exempt]
-    if still:
-        raise Failed(
-            f"no gradient reaches {', '.join(still)}; use them in forward without detach(), or set requires_grad=False"
-        )
-    if moved := [name for name in exempt if not missing.get(name, True)]:
-        raise Failed(
-            f"{moved[0]} is expected to get no gradient ({exempt[moved[0]]}), but gets one; take it out of "
-            "expected_failures"
-        )
+                _loss(walk, step).backward()
+            trainable = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+            reached = {
+                name for name, weight in trainable.items() if weight.grad is not None and _values(weight.grad).any()
+            }
+        if still := sorted(trainable.keys() - reached - exempt.keys()):
+            raise Failed(
+                f"at level {level + 1} no gradient reaches {', '.join(still)}; use them in forward without detach(), "
+                "or set requires_grad=False"
+            )
+        if moved := sorted(reached & exempt.keys()):
+            raise Failed(
+                f"{moved[0]} is expected to get no gradient ({exempt[moved[0]]}), but gets one; take it out of "
+                "expected_failures"
+            )
 
 
-def _any(gradient: Tensor) -> bool:
-    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())
+def _values(gradient: Tensor) -> Tensor:
+    """The numbers of a gradient, which may be row-sparse."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 @of_method("shapes")
 def bfloat16(method: Method) -> None:
     """Scores, loss and gradients are finite in bfloat16, which is what training uses on processors that have it."""
-    walk = method.trained.train
+    walk = method.midway
     for level in range(walk.model.structure.num_levels):
         step = walk.step(level, range(min(32, len(walk.store))))
         with _training(walk, level) as module:
-            for mode in ("eval", "training"):
-                module.train(mode == "training" and not method.solved)
+            for training in (False,) if method.solved else (False, True):
+                module.train(training)
                 with torch.autocast(device().type, torch.bfloat16):
                     scores = walk.score(step)
-                loss = walk.model.loss(scores, step.shortlist, step.targets)
-                if not scores.logits.isfinite().all() or not loss.isfinite():
-                    raise Failed(
-                        f"in {mode} mode of level {level + 1} scores or loss are not finite in bfloat16; it has 8 bits "
-                        "of precision: compute small differences and sums of many terms in float32"
-                    )
-            if loss.requires_grad:
-                loss.backward()
+                mode = f"level {level + 1} in {'training' if training else 'eval'} mode"
+                _expect_finite(f"scores of {mode}", scores.logits)
+            if method.solved:
+                continue
+            loss = _loss(walk, step, scores)
+            _expect_finite(f"the loss of {mode}", loss)
+            loss.backward()
             for name, weight in module.named_parameters():
-                if weight.grad is not None and not _finite(weight.grad):
-                    raise Failed(f"the gradient of {name} is not finite in bfloat16; compute what it needs in float32")
+                if weight.grad is not None:
+                    _expect_finite(f"the gradient of {name}", weight.grad)
 
 
-def _finite(gradient: Tensor) -> bool:
-    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).isfinite().all())
+def _expect_finite(name: str, found: Tensor) -> None:
+    if not _values(found).isfinite().all():
+        raise Failed(
+            f"{name}: not all finite in bfloat16, which has 8 bits of precision; compute small differences and sums of "
+            "many terms in float32"
+        )
 
 
 @of_method("shortlist", "repeatable")
@@ -344,22 +350,6 @@ def same_seed(method: Method) -> None:
         )
 
 
-class _StopInside(Listener):
-    """Stops half way through a level; one that is solved, before it begins."""
-
-    def __init__(self, level: int, solved: bool):
-        self.level, self.solved = level, solved
-
-    def message(self, text: str) -> None:
-        self.stop = self.stop or (self.solved and self.level == 1)
-
-    def evaluated(self, record: Mapping[str, Any]) -> None:
-        self.stop = self.stop or (self.solved and record["level"] == self.level - 1)
-
-    def step(self, progress: Progress) -> None:
-        self.stop = progress.level == self.level and progress.step == max(1, progress.steps // 2)
-
-
 @of_method("same-seed", "save")
 def resume(method: Method) -> None:
     """A training that was stopped in the middle of each level goes on to the weights that it would have had, since long
@@ -367,7 +357,7 @@ def resume(method: Method) -> None:
     out = method.folder / "stopped"
     for level in range(1, method.trained.model.structure.num_levels + 1):
         try:
-            method.train_short(out, resume=out.exists(), listener=_StopInside(level, method.solved))
+            method.train_short(out, resume=out.exists(), listener=StopInside(level, method.solved))
         except KeyboardInterrupt:
             continue
         break  # it has fewer levels on the smaller corpus
@@ -408,11 +398,16 @@ def _metrics_differ(first: Path, second: Path) -> str:
 
 
 def _all_steps(method: Method) -> Iterator[tuple[Walk, Step]]:
-    walks = (method.trained.dev,) if method.solved else (method.trained.train, method.trained.dev)
+    walks = (method.trained.dev,) if method.solved else (method.midway, method.trained.dev)
     for walk in walks:
         for level in range(walk.model.structure.num_levels):
             for step in walk.steps(level):
                 yield walk, step
+
+
+def _loss(walk: Walk, step: Step, scores: Scores | None = None) -> Tensor:
+    loss: Tensor = walk.model.loss(scores or walk.score(step), step.shortlist, step.targets)
+    return loss
 
 
 def _where(walk: Walk, step: Step) -> str:
@@ -425,9 +420,7 @@ def _difference(first: np.ndarray, second: np.ndarray) -> str:
     return f"scores differ by up to {float(np.nanmax(np.abs(first - second))):.2g}"
 
 
-def _no_labels(walk: Walk, texts: int) -> Any:
-    from scipy.sparse import csr_matrix
-
+def _no_labels(walk: Walk, texts: int) -> csr_matrix:
     return csr_matrix((texts, walk.labels.shape[1]), dtype=np.int8)
 
 
