@@ -168,8 +168,18 @@ def test_failures_are_told_or_expected() -> None:
 def test_options_and_plugins_that_there_are_not() -> None:
     with pytest.raises(ConfigError, match=r"'fusion.layer': did you mean 'fusion.layers'"):
         Suite("faulty", options={"fusion.layer": 3}, plugin_files=(FILE,))
+    with pytest.raises(ConfigError, match=r"did you mean 'sound/fusion.layers'"):
+        Suite("faulty", options={"sound/fusion.layer": 3}, plugin_files=(FILE,))
     with pytest.raises(PluginError, match="did you mean 'faulty'"):
         Suite("fault", plugin_files=(FILE,))
+
+
+def test_options_of_one_method_alone() -> None:
+    options = {"fusion.layers": "8", "sound/fusion.layers": "4", "sound/training.seed": 3}
+    suite = Suite("faulty", options=options, plugin_files=(FILE,))
+    sound, other = (suite.methods[name].options(options) for name in ("sound", "sound+faulty:FarTooSmall"))
+    assert (sound["fusion.layers"], sound["training.seed"]) == ("4", 3)
+    assert other["fusion.layers"] == "8" and "training.seed" not in other and other["loss"] == "faulty:FarTooSmall"
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -172,23 +172,30 @@ class Method:
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Those that this method has, of the given ones and of those that make models small."""
-        slots, components = self._components(given)
+        own, components = self._own(given), self._components(given)
         known = self.known_options(given)
         small = {**SMALL, **(SMALL_WORDS if issubclass(components["encoder"].config, WordsConfig) else {})}
-        return slots | {name: value for name, value in {**small, **given}.items() if name in known}
+        return {name: value for name, value in {**small, **own}.items() if name in known or name in SLOTS}
 
     def known_options(self, given: Mapping[str, Any]) -> set[str]:
         """All that this method has, by their dotted names, with the components that `given` chooses."""
         sections: dict[str, type[ComponentConfig]] = {"training": TrainingConfig}
-        sections |= {slot: component.config for slot, component in self._components(given)[1].items()}
+        sections |= {slot: component.config for slot, component in self._components(given).items()}
         return {f"{section}.{name}" for section, config in sections.items() for name in config.model_fields}
 
-    def _components(self, given: Mapping[str, Any]) -> tuple[dict[Any, Any], Mapping[Slot, Component]]:
-        """The slots that are exchanged, and what is in all of them."""
-        slots = {name: value for name, value in given.items() if name in SLOTS}
+    def _components(self, given: Mapping[str, Any]) -> Mapping[Slot, Component]:
+        slots = [(name, value) for name, value in self._own(given).items() if name in SLOTS]
+        return resolve(self.suite.plugins, self.recipe, overrides=slots).components
+
+    def _own(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What is given for all methods, then for this one; the component that is exchanged stays."""
+        own = {name: value for name, value in given.items() if "/" not in name}
+        prefix = f"{self.name}/"
+        own |= {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
         if self.exchanged is not None:
-            slots[self.exchanged[0]] = self.exchanged[1].id
-        return slots, resolve(self.suite.plugins, self.recipe, overrides=slots.items()).components
+            slot, component = self.exchanged
+            own[slot] = component.id
+        return own
 
     @cached_property
     def trained(self) -> Trained:

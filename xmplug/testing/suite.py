@@ -132,7 +132,10 @@ class Suite:
         if corpus in self._given:
             return self._given[corpus]
         given = self._options(corpus) if callable(self._options) else self._options
-        known = {*SLOTS}.union(*(method.known_options(given) for method in self.methods.values()))
+        known: set[str] = {*SLOTS}
+        for method in self.methods.values():
+            options = method.known_options(given)
+            known |= {*options, *(f"{method.name}/{name}" for name in (*SLOTS, *options))}
         for name in given:
             if name not in known:
                 raise Failed(
@@ -197,11 +200,11 @@ def conformance(
     """A pytest test with a parameter for each check of a plugin: `test_conformance = conformance("treaderxml")`.
 
     plugin: its name. options: dotted names and values that make its models small and quick; each method takes those
-    that it has; or a function that gets the folder of the corpus and returns them, for options that name a file or a
-    run. recipe: check this one only; one of another plugin: the method into which the components are put. plugin_files:
-    paths of single-file plugins. expected_failures: reasons by name of a check ("padding"), of a check of one method
-    ("treaderxml/padding"), or of a parameter that gets no gradient ("gradients:fusion.bias"); what is expected to fail
-    and passes is a failure.
+    that it has, and "treaderxml/encoder.dropout" is for that method alone; or a function that gets the folder of a
+    corpus and returns them, for options that name a file or a run. recipe: check this one only; one of another plugin:
+    the method into which the components are put. plugin_files: paths of single-file plugins. expected_failures: reasons
+    by name of a check ("padding"), of a check of one method ("treaderxml/padding"), or of a parameter that gets no
+    gradient ("gradients:fusion.bias"); what is expected to fail and passes is a failure.
     """
     import pytest
 
