@@ -5,10 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from ..config import options_of, resolve
 from ..errors import XmplugError
 from ..plugins import Plugin
 from ..recipe import SLOTS, Component, ComponentConfig, Slot
+from .methods import run_python
 from .registry import Failed, Skipped, of_plugin
 from .suite import Suite
 
@@ -104,9 +102,7 @@ def import_without_torch(suite: Suite) -> None:
     assert module is not None
     if suite.plugin.location == suite.plugin.distribution:
         raise Skipped("a single file holds its classes too, and is imported only where it is asked for")
-    code = f"import sys, {module.__name__}; print('torch' in sys.modules)"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = run_python(f"import sys, {module.__name__}; print('torch' in sys.modules)", suite.folder)
     if done.returncode:
         raise Failed(f"{module.__name__} does not import by itself: {done.stderr.strip().splitlines()[-1]}")
     if done.stdout.split()[-1] == "True":

@@ -246,7 +246,7 @@ class Method:
             "config": config,
             "data": str(corpus),
             "out": str(self.folder / "elsewhere"),
-            "files": list(self.suite.plugin_files),
+            "files": [os.path.abspath(file) for file in self.suite.plugin_files],
         }
 
 
@@ -275,13 +275,20 @@ def odd_corpus(folder: Path) -> Path:
     return corpus
 
 
-def train_elsewhere(requests: list[dict[str, Any]], folder: Path) -> None:
-    """Train in another process, which hashes strings in another way. What goes wrong is written beside the run."""
-    (folder / "requests.json").write_text(json.dumps(requests), encoding="utf-8")
-    code = f"from {__name__} import _train_requests; _train_requests({str(folder / 'requests.json')!r})"
+def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in another process, which finds the modules that this one does, and hashes strings in another way."""
+    places = os.pathsep.join(os.path.abspath(place) for place in sys.path)
     hashing = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONHASHSEED": hashing}
-    subprocess.run([sys.executable, "-c", code], env=os.environ | environment, check=True, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": places, "PYTHONHASHSEED": hashing}
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def train_elsewhere(requests: list[dict[str, Any]], folder: Path) -> None:
+    """Train in another process. What goes wrong there is written beside the run."""
+    (folder / "requests.json").write_text(json.dumps(requests), encoding="utf-8")
+    done = run_python(f"from {__name__} import _train_requests; _train_requests('requests.json')", folder)
+    if done.returncode:
+        raise Failed(f"another process ends with {done.stderr.strip().splitlines()[-1]}; let the plugin load there too")
 
 
 def _train_requests(path: str) -> None:
