@@ -43,7 +43,7 @@ def check(
 ) -> None:
     """Check that a plugin keeps what the runtime promises: the plugin NAME, or a single file's path.
 
-    Small models are trained, in ten seconds or so for each recipe and component; dotted options, such as
+    Small models are trained, in ten to twenty seconds for each recipe and component; dotted options, such as
     --encoder.hidden 24, make them smaller.
     """
     assert context.parent is not None
