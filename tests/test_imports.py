@@ -27,6 +27,7 @@ ORDER = [
     ("training", "evaluation"),
     ("refinement",),
     ("api",),
+    ("testing",),
     ("cli",),
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

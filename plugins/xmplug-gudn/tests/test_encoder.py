@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from xmplug.data import TokenStore
 from xmplug.data.batches import make_batch
 from xmplug.interfaces import Batch
 
+from .tiny import write_model
+
 TEXTS = ["word1x2 noise5 word3x0", "noise7", "", "noise1 noise2 noise3 word2x2 word4x1 noise9"]
 
 
@@ -33,9 +34,7 @@ def _fit(folder: Path, **options: Any) -> Bert:
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
-def test_states_and_cls_of_the_last_layers_are_those_of_transformers(
-    kind: str, write_model: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_states_and_cls_of_the_last_layers_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     names = {"dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 48} if kind == "distilbert" else {}
     write_model(tmp_path, kind, **names)
     encoder = _fit(tmp_path, layers=2).eval()
@@ -59,9 +58,7 @@ def test_a_model_of_fewer_layers_pools_them_all(bert: Path) -> None:
     assert _fit(bert).num_pooled == 3
 
 
-def test_longformer_reads_long_texts_and_its_cls_sees_them_whole(
-    write_model: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_longformer_reads_long_texts_and_its_cls_sees_them_whole(tmp_path: Path) -> None:
     write_model(tmp_path, "longformer", attention_window=4, max_position_embeddings=130)
     encoder = _fit(tmp_path, max_tokens=100).eval()
     text = " ".join(f"noise{number}" for number in range(90))

@@ -84,7 +84,7 @@ def test_equations_2_to_8(activation: str) -> None:
         loss = GuidedLoss(weight)(scores, Shortlist(), TARGETS)
         expected = _cross_entropy(logits) + weight * gap.sum() / (2 * B) + _cross_entropy(link)
         assert float(loss) == pytest.approx(expected, rel=1e-5)
-    assert float(GuidedLoss()(Scores(scores.logits), Shortlist(), TARGETS)) == pytest.approx(
+    assert float(GuidedLoss(1.0)(Scores(scores.logits), Shortlist(), TARGETS)) == pytest.approx(
         _cross_entropy(logits), rel=1e-5
     )
 
@@ -104,7 +104,7 @@ def test_each_guide_teaches_its_own_parts(guides: tuple[str, ...]) -> None:
     fusion = _guided(guides=guides).train()
     scores = fusion(_encoded(B), Shortlist(), _labels())
     assert scores.extras.keys() == set(guides)
-    GuidedLoss()(scores, Shortlist(), TARGETS).backward()
+    GuidedLoss(1.0)(scores, Shortlist(), TARGETS).backward()
     assert all(parameter.grad is not None for parameter in fusion.parameters())
     parts = {name.split(".")[0] for name, _ in fusion.named_parameters()}
     expected = {"text", "hidden", "classifier"}
@@ -120,7 +120,7 @@ def test_the_feature_guide_pulls_text_and_label_features_together() -> None:
     for _ in range(60):
         scores = fusion(_encoded(B), Shortlist(), _labels())
         gaps.append(float(scores.extras["feature"].mean()))
-        GuidedLoss()(scores, Shortlist(), TARGETS).backward()
+        GuidedLoss(1.0)(scores, Shortlist(), TARGETS).backward()
         optimizer.step()
         optimizer.zero_grad()
     assert gaps[-1] < gaps[0] / 5

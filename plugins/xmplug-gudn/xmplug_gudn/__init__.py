@@ -65,7 +65,7 @@ class GuidedConfig(ComponentConfig):
 class GuidedLossConfig(ComponentConfig):
     """L_class + L_feature + L_link (eq. 3 to 5, 7, 8)."""
 
-    feature_weight: float = Field(1.0, ge=0, description="how much L_feature counts beside the others")
+    feature_weight: float = Field(0.01, ge=0, description="how much L_feature counts beside the others")
 
 
 def _laptop(max_tokens: int, label_tokens: int, epochs: int, frozen: int) -> dict[str, dict[str, Any]]:
@@ -136,6 +136,6 @@ def xmplug_recipes() -> list[Recipe]:
             options={
                 "training": {"learning_rate": 5e-5, "schedule": "linear", "warmup": 0.1, "swa_start": None},
             },
-            presets={"laptop": _laptop(128, 32, 6, 0)},
+            presets={"laptop": _laptop(128, 32, 6, 3)},
         )
     ]

@@ -17,7 +17,7 @@ class GuidedLoss(Loss):
     the squared distance of text and label features. Guides that a fusion has not, and in evaluation, are left out.
     """
 
-    def __init__(self, feature_weight: float = 1.0):
+    def __init__(self, feature_weight: float):
         super().__init__()
         self.feature_weight, self.cross_entropy = feature_weight, BCE()
 
