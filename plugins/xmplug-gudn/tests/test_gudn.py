@@ -94,7 +94,7 @@ def test_a_saved_run_needs_neither_the_model_folder_nor_a_network(
 def test_a_resumed_training_ends_with_the_same_numbers(
     corpus: Path, quick: dict[str, Any], tmp_path: Path, step: int
 ) -> None:
-    options = quick | {"training.epochs": 2, "encoder.attention_dropout": 0.1, "fusion.dropout": 0.2}
+    options = quick | {"training.epochs": 2, "encoder.dropout": 0.1, "fusion.dropout": 0.2}
     xmplug.train("gudn", corpus, tmp_path / "whole", options=options)
     with pytest.raises(KeyboardInterrupt):
         xmplug.train("gudn", corpus, tmp_path / "killed", options=options, listener=_StopAt(step))

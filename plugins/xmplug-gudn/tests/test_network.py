@@ -76,7 +76,7 @@ def test_equations_2_to_8(activation: str) -> None:
     np.testing.assert_allclose(_double(scores.logits), logits, rtol=1e-4, atol=1e-5)
     each = _features(fusion.labels, labels.encoded.pooled)
     label = _affine(fusion.guide, np.stack([each[0], each[1], np.zeros(8), each[0]]))
-    gap = ((_affine(fusion.guide, _affine(fusion.shape, text)) - label) ** 2).sum(axis=1)[[0, 1, 3]]
+    gap = ((_affine(fusion.guide, _affine(fusion.shape, text)) - label) ** 2).mean(axis=1)[[0, 1, 3]]
     np.testing.assert_allclose(_double(scores.extras["feature"]), gap, rtol=1e-4)
     link = _classify(fusion.link, label)
     np.testing.assert_allclose(_double(scores.extras["link"]), link, rtol=1e-4, atol=1e-5)

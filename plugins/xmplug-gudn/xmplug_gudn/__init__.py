@@ -25,9 +25,7 @@ class BertConfig(ComponentConfig):
     frozen: int = Field(0, ge=0, description="lowest layers that do not learn, with the embeddings; 0: all learn")
     rate: float = Field(1.0, gt=0, description="learning rate of the highest layer, as a multiple of training's")
     decay: float = Field(1.0, gt=0, le=1, description="learning rate of a layer, as a multiple of the one above")
-    attention_dropout: float | None = Field(
-        None, ge=0, lt=1, description="dropout of attention weights; none: the model's own"
-    )
+    dropout: float | None = Field(None, ge=0, lt=1, description="dropout inside the model; none: its own")
     checkpointing: bool = Field(False, description="forget states in forward and make them again in backward")
 
 
@@ -65,22 +63,45 @@ class GuidedConfig(ComponentConfig):
 class GuidedLossConfig(ComponentConfig):
     """L_class + L_feature + L_link (eq. 3 to 5, 7, 8)."""
 
-    feature_weight: float = Field(0.01, ge=0, description="how much L_feature counts beside the others")
+    feature_weight: float = Field(1.0, ge=0, description="how much L_feature counts beside the others")
 
 
-def _laptop(max_tokens: int, label_tokens: int, epochs: int, frozen: int) -> dict[str, dict[str, Any]]:
-    """A small encoder and short texts, for two cores."""
+def _section_4_2(epochs: int, max_tokens: int = 512, **others: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The paper's setting for one of its corpora. Longformer reads what is longer than 512 tokens (section 4.6)."""
+    encoder: dict[str, Any] = {"max_tokens": max_tokens}
+    if max_tokens > 512:
+        encoder["model"] = "allenai/longformer-base-4096"
+    return {"encoder": encoder, "training": {"epochs": epochs, "batch_size": 8, **others.pop("training", {})}, **others}
+
+
+def _laptop(max_tokens: int, label_tokens: int, epochs: int) -> dict[str, dict[str, Any]]:
+    """A small encoder of which the upper half learns, and short texts, for two cores."""
+    encoder = {"model": MINILM, "max_tokens": max_tokens, "frozen": 3, "rate": 0.05, "dropout": 0.0}
     return {
-        "encoder": {
-            "model": MINILM,
-            "max_tokens": max_tokens,
-            "frozen": frozen,
-            "rate": 0.03,
-            "attention_dropout": 0.0,
-        },
+        "encoder": encoder,
         "label_context": {"max_tokens": label_tokens},
-        "training": {"epochs": epochs, "batch_size": 32, "learning_rate": 3e-3, "warmup": 0.05},
+        "training": {"epochs": epochs, "batch_size": 32, "learning_rate": 2e-3, "warmup": 0.05},
     }
+
+
+_MULTI_HOT = {"label_context": {"component": "gudn:own_labels"}, "fusion": {"label_input": "multi_hot"}}
+_ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "bert": {"label_context": {"component": "core:none"}, "fusion": {"guides": ()}},
+    "feature": {"fusion": {"guides": ("feature",)}},
+    "link": {"fusion": {"guides": ("link",)}},
+    "both": {},
+    "multi-hot": _MULTI_HOT,
+    "ordered": {"label_context": {"fill": "ordered"}},
+    "unfilled": {"label_context": {"fill": "none"}},
+}
+"""Rows of Table 6 (guides), Table 7 (what guides) and figure 5 (label reinforcement, of which "both" is shuffled)."""
+
+
+def _ablation(name: str) -> dict[str, dict[str, Any]]:
+    preset = _laptop(64, 32, 3)
+    for section, options in _ABLATIONS[name].items():
+        preset[section] = options if "component" in options else {**preset.get(section, {}), **options}
+    return preset
 
 
 @hookimpl
@@ -134,8 +155,22 @@ def xmplug_recipes() -> list[Recipe]:
                 "https://arxiv.org/abs/2201.11582",
             ),
             options={
-                "training": {"learning_rate": 5e-5, "schedule": "linear", "warmup": 0.1, "swa_start": None},
+                "encoder": {"rate": 0.05},
+                "training": {"learning_rate": 1e-3, "schedule": "linear", "warmup": 0.1, "swa_start": None},
             },
-            presets={"laptop": _laptop(128, 32, 6, 3)},
+            presets={
+                "eurlex-4k": _section_4_2(40),
+                "wiki10-31k": _section_4_2(40),
+                "amazoncat-13k": _section_4_2(20),
+                "wiki-500k": _section_4_2(
+                    20,
+                    label_structure={"component": "core:tree", "branching": 100_000, "max_leaf": 60, "beam": 20},
+                    training={"levels": "together"},
+                ),
+                **{f"longformer-{tokens}": _section_4_2(40, tokens) for tokens in (1024, 2048, 4096)},
+                "laptop": _laptop(96, 24, 5),
+                "demo": _laptop(64, 24, 1),
+                **{f"ablation-{name}": _ablation(name) for name in _ABLATIONS},
+            },
         )
     ]

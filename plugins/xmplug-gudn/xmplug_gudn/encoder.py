@@ -171,10 +171,10 @@ def _attention() -> dict[str, str]:
 
 
 def _adapted(settings: PretrainedConfig, config: BertConfig) -> PretrainedConfig:
-    if config.attention_dropout is not None:
-        for name in ("attention_probs_dropout_prob", "attention_dropout"):
+    if config.dropout is not None:
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
             if hasattr(settings, name):
-                setattr(settings, name, config.attention_dropout)
+                setattr(settings, name, config.dropout)
     return settings
 
 

@@ -108,7 +108,7 @@ class NodeClassifier(nn.Module):
 class Guided(Fusion):
     """z = W_c theta(W_1 E_t + b_1) (eq. 6); in training with the guide network, which reads the label texts.
 
-    extras, where there are label texts: "feature", the squared distance ||E_t - E_l||^2 of each text that has one
+    extras, where there are label texts: "feature", the mean squared difference of E_t and E_l of each text that has one
     (eq. 3), and "link", logits (B,C) from the label features (eq. 4).
     """
 
@@ -161,7 +161,7 @@ class Guided(Fusion):
         if self.shape is not None:
             there = (labels.members >= 0).any(dim=1)
             gap = self.guide(self.shape(text)) - label
-            extras["feature"] = gap.float().square().sum(dim=-1)[there]
+            extras["feature"] = gap.float().square().mean(dim=-1)[there]
         if self.link is not None:
             extras["link"] = self.link(label, shortlist.nodes)
         return Scores(logits, extras)
