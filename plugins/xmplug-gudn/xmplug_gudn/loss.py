@@ -14,7 +14,8 @@ class GuidedLoss(Loss):
     """L_overall = L_class + L_feature + L_link (eq. 5 and 8), each a mean over texts.
 
     L_class (eq. 7) and L_link (eq. 4) are binary cross-entropies summed over the candidates; L_feature (eq. 3) is half
-    the mean squared difference of text and label features: a mean over their numbers, where the paper has a sum. Guides that a fusion has not, and in evaluation, are left out.
+    the mean squared difference of text and label features: a mean over their numbers, where the paper has a sum. Guides
+    that a fusion has not, and in evaluation, are left out.
     """
 
     def __init__(self, feature_weight: float):
