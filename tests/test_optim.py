@@ -53,6 +53,28 @@ def test_adam_follows_its_equations() -> None:
     torch.testing.assert_close(net.weight.detach().double(), weight, rtol=1e-5, atol=1e-7)
 
 
+def test_parameters_may_learn_at_rates_of_their_own() -> None:
+    """Adam's first step is the learning rate, whatever the gradient; and a checkpoint keeps what belongs to whom."""
+    torch.manual_seed(0)
+    net = _Net()
+    factors = {net.linear.bias: 0.1, net.table.weight: 0.5}
+    optimizer = Optimizer(net, TrainingConfig(), factors)
+    before = [weight.detach().clone() for weight in (net.linear.weight, net.linear.bias, net.table.weight[2:3])]
+    net.loss([2]).backward()
+    optimizer.step(0.01)
+    for weight, old, step in zip((net.linear.weight, net.linear.bias, net.table.weight[2:3]), before, (1, 0.1, 0.5)):
+        torch.testing.assert_close((weight - old).abs(), torch.full_like(old, 0.01 * step), rtol=1e-3, atol=0)
+    copy = _Net()
+    copy.load_state_dict(net.state_dict())
+    again = Optimizer(copy, TrainingConfig(), {copy.linear.bias: 0.1, copy.table.weight: 0.5})
+    again.load_state({name: value.clone() for name, value in optimizer.state().items()})
+    for one, steps in ((net, optimizer), (copy, again)):
+        one.loss([1, 2]).backward()
+        steps.step(0.01)
+    for name, weight in net.named_parameters():
+        assert torch.equal(weight, copy.get_parameter(name)), name
+
+
 def test_the_norm_of_a_sparse_gradient_counts_repeated_rows_once_summed() -> None:
     sparse, dense = _Net(), _Net()
     dense.load_state_dict(sparse.state_dict())

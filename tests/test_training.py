@@ -199,6 +199,16 @@ def test_a_step_in_parts_is_the_step_as_a_whole(corpus: Path, tmp_path: Path) ->
     np.testing.assert_allclose(scores[0][1][0][order[0]], scores[1][1][0][order[1]], rtol=2e-3)
 
 
+def test_a_training_that_memory_cannot_hold_is_refused_before_it_begins(corpus: Path, tmp_path: Path) -> None:
+    options = QUICK | {"training.batch_size": 10**9}
+    with pytest.raises(xmplug.ResourceError, match=r"GiB are free; lower training\.micro_batch"):
+        xmplug.train("attentionxml", corpus, tmp_path / "run", options=options)
+    assert not (tmp_path / "run").exists()
+    xmplug.train(
+        "attentionxml", corpus, tmp_path / "run", options=options | {"training.micro_batch": 16, "training.epochs": 1}
+    )
+
+
 def test_patience_ends_a_training(corpus: Path, tmp_path: Path) -> None:
     options = QUICK | {"training.epochs": 40, "training.patience": 2, "training.swa_start": "none"}
     xmplug.train("attentionxml", corpus, tmp_path / "run", options=options)

@@ -209,6 +209,11 @@ class Encoder(nn.Module, ABC):
         `fit`, and again when training begins; for dev; and in each prediction."""
         return None
 
+    def activations(self, tokens: int) -> int:
+        """About how many numbers `forward` keeps for backward of a text of so many tokens; for the estimate of the
+        memory that training needs."""
+        return 6 * tokens * self.size
+
     def occurrences(self, text: str) -> dict[int, tuple[int, int]]:
         """Where in a text each of its sparse features first stands, as character offsets; for explanation."""
         return {}

@@ -165,3 +165,23 @@ def test_minilm_comes_from_its_package() -> None:
     assert states is not None
     mean = torch.nn.functional.normalize((states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True), dim=1)
     assert mean[0] @ mean[1] > 0.8 > 0.3 > mean[0] @ mean[2]
+
+
+@pytest.mark.parametrize("options", [{}, {"frozen": 2}, {"checkpointing": True}])
+def test_the_estimate_of_memory_is_near_what_backward_keeps(options: dict[str, Any], tmp_path: Path) -> None:
+    sizes = {"hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 384, "num_hidden_layers": 4}
+    encoder = _fit(write_model(tmp_path, **sizes), max_tokens=64, dropout=0.0, **options).train()
+    batch = _batch(encoder, [" ".join(f"noise{number}" for number in range(62))] * 8)
+    own = {parameter.data_ptr() for parameter in encoder.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes() // 4
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        pooled = encoder(batch).pooled
+    assert pooled is not None
+    assert 0.5 < 8 * encoder.activations(64) / sum(kept.values()) < 2

@@ -118,6 +118,13 @@ class Bert(Encoder):
             for name, parameter in self.named_parameters()
         }
 
+    def activations(self, tokens: int) -> int:
+        settings = self.model.config
+        learning = settings.num_hidden_layers - self.config.frozen
+        # Of a layer: inputs and outputs of its six products, norms and GELU; attention before and after the softmax.
+        kept = tokens * (10 * self.size + 3 * _inner_size(settings)) + 2 * settings.num_attention_heads * tokens**2
+        return (tokens * self.size if self.config.checkpointing else kept) * max(1, learning)
+
     def input_vectors(self) -> nn.Module:
         return self.model.get_input_embeddings()
 
@@ -176,6 +183,10 @@ def _adapted(settings: PretrainedConfig, config: BertConfig) -> PretrainedConfig
             if hasattr(settings, name):
                 setattr(settings, name, config.dropout)
     return settings
+
+
+def _inner_size(settings: PretrainedConfig) -> int:
+    return int(getattr(settings, "intermediate_size", None) or 4 * settings.hidden_size)
 
 
 def _embeddings(model: PreTrainedModel) -> nn.Module:
