@@ -46,8 +46,9 @@ class Prediction:
 class Explanation:
     """What carried a prediction.
 
-    words: those with most of its attention, or the n-grams that add most to its logit, (word, start, end, weight), best
-    first; None where the method tells neither. neighbours: the training documents like the text that have the label, or
+    words: those with most of its attention; of a linear method the n-grams that add most to its logit; where there is
+    neither, words by gradient x input; (word, start, end, weight), best first; None where the method tells nothing of
+    words. neighbours: the training documents like the text that have the label, or
     one that it is inferred from, nearest first; None where the method looks for none.
     """
 

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 @click.option(
     "--explain",
     is_flag=True,
-    help="Show what carried each label: the words that did most, the training documents like the text. Of an ensemble, "
-    "what the member with the largest weight has to say.",
+    help="Show what carried each label: the words that did most (by attention; of a linear method by what they add; "
+    "else by gradient x input), the training documents like the text. Of an ensemble, what the member with the largest "
+    "weight has to say.",
 )
 @plugin_option
 def command(
