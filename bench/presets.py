@@ -14,12 +14,14 @@ import resource
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+COSTS = ("processor minutes", "peak GiB", "texts/s trained", "texts/s predicted")
 COLUMNS = ("P@1", "P@3", "P@5", "nDCG@3", "nDCG@5", "PSP@1", "PSP@3", "PSP@5")
 
 
@@ -61,6 +63,13 @@ def one(
     import xmplug
     from xmplug.data import load_dataset, write_documents
     from xmplug.evaluation import evaluate_run
+    from xmplug.training import Listener, Progress
+
+    class Speed(Listener):
+        documents_per_second = 0.0
+
+        def step(self, progress: Progress) -> None:
+            self.documents_per_second = progress.documents_per_second
 
     run = Path(out) / name
     if documents is not None:
@@ -77,15 +86,24 @@ def one(
             dataset.labels.save(scratch / "labels.jsonl")
             scratch.rename(folder)
         data = str(folder)
+    speed = Speed()
     begun, processor = time.perf_counter(), time.process_time()
-    xmplug.train(plugin, data, run, preset=preset, options=options)
+    tagger = xmplug.train(plugin, data, run, preset=preset, options=options, listener=speed)
     seconds = time.perf_counter() - begun, time.process_time() - processor
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    texts = [document.text for document in islice(load_dataset(data).split(split), 500)]
+    tagger.predict(texts[:32])
+    begun = time.perf_counter()
+    tagger.predict(texts)
+    predicting = len(texts) / (time.perf_counter() - begun)
     report = evaluate_run(run, split=split).rows["model"]
     figures: dict[str, Any] = {
         "preset": preset,
         "minutes": seconds[0] / 60,
         "processor minutes": seconds[1] / 60,
-        "peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak GiB": peak,
+        "texts/s trained": speed.documents_per_second,
+        "texts/s predicted": predicting,
         "dev": [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()],
         "model": {column: report[column] for column in COLUMNS},
     }
@@ -94,7 +112,7 @@ def one(
 
 def table(out: Path, presets: tuple[str, ...], level: float | None) -> str:
     """Markdown: mean and standard deviation over seeds."""
-    head = ["preset", "seeds", *COLUMNS, "processor min", "peak GiB"]
+    head = ["preset", "seeds", *COLUMNS, *COSTS]
     head += [] if level is None else [f"steps to dev {level:g}"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for preset in presets:
@@ -103,7 +121,7 @@ def table(out: Path, presets: tuple[str, ...], level: float | None) -> str:
             continue
         cells = [preset, str(len(runs))]
         cells += [spread([100 * run["model"][column] for run in runs]) for column in COLUMNS]
-        cells += [spread([run["processor minutes"] for run in runs], 1), spread([run["peak GiB"] for run in runs])]
+        cells += [spread([run[cost] for run in runs], 1) for cost in COSTS]
         if level is not None:
             reached = [next((at["step"] for at in run["dev"] if 100 * at["nDCG@5"] >= level), None) for run in runs]
             cells.append(", ".join("never" if step is None else str(step) for step in reached))
