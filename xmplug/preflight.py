@@ -45,7 +45,8 @@ def check_resources(model: Model, store: TokenStore, out: Path) -> str:
     widest = max(sum(widths[level] for level in stage) for stage in model.stages)
     # Weights, gradients, two moments and the average; then states and label contexts, forward and backward.
     training = max(parameters) * 4 * 5 + sum(parameters) * 4
-    activations = settings.batch_size * 4 * (6 * tokens * size + 4 * widest * size + 2 * widest * tokens)
+    texts = min(settings.batch_size, settings.micro_batch or settings.batch_size)
+    activations = texts * 4 * (6 * tokens * size + 4 * widest * size + 2 * widest * tokens)
     where = device().type
     needed = training + activations
     there = psutil.virtual_memory().available if where == "cpu" else torch.cuda.mem_get_info()[0]
@@ -53,7 +54,11 @@ def check_resources(model: Model, store: TokenStore, out: Path) -> str:
     nodes = " + ".join(f"{count:,}" for count in sizes)
     precision = "bfloat16" if uses_bfloat16(settings.precision) else "float32"
     if needed > there:
-        option = "training.batch_size" if activations > training else "the encoder's and the structure's size"
+        option = (
+            "training.batch_size or training.micro_batch"
+            if activations > training
+            else "the encoder's and the structure's size"
+        )
         raise ResourceError(
             f"training needs about {needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB are free; lower {option}"
         )
