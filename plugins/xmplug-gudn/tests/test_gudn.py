@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def quick(bert: Path) -> dict[str, Any]:
         "label_context.max_tokens": 16,
         "fusion.size": 48,
         "fusion.hidden": 48,
+        "encoder.rate": 1.0,
         "fusion.dropout": 0,
         "training.epochs": 15,
         "training.batch_size": 16,
@@ -101,6 +103,16 @@ def test_a_resumed_training_ends_with_the_same_numbers(
     resume(tmp_path / "killed")
     whole, killed = (tmp_path / name / "model.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
+
+
+def test_a_training_that_lost_its_label_texts_does_not_go_on_without_guides(
+    corpus: Path, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        xmplug.train("gudn", corpus, tmp_path, options=quick, listener=_StopAt(2))
+    shutil.rmtree(tmp_path / "label_context")
+    with pytest.raises(xmplug.RunError, match="holds no labels"):
+        resume(tmp_path)
 
 
 @pytest.mark.parametrize("levels", ["apart", "together"])
