@@ -92,11 +92,28 @@ def test_a_saved_run_needs_neither_the_model_folder_nor_a_network(
     assert json.loads((moved / "encoder" / "origin.json").read_text())["model"].startswith("/")
 
 
-@pytest.mark.parametrize("step", [7, 30])
+@pytest.mark.parametrize(
+    ("step", "further", "sparse_from"),
+    [
+        (7, {}, 100_000),
+        (30, {}, 100_000),
+        (30, TREE | {"training.levels": "together", "training.micro_batch": 5, "encoder.decay": 0.5}, 100_000),
+        (30, TREE | {"training.levels": "together", "training.swa_start": 0.1, "training.swa_every": 3}, 20),
+        (30, TREE | {"training.micro_batch": 5}, 20),
+    ],
+    ids=["early", "late", "together", "together-sparse", "apart-sparse"],
+)
 def test_a_resumed_training_ends_with_the_same_numbers(
-    corpus: Path, quick: dict[str, Any], tmp_path: Path, step: int
+    step: int,
+    further: dict[str, Any],
+    sparse_from: int,
+    corpus: Path,
+    quick: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = quick | {"training.epochs": 2, "encoder.dropout": 0.1, "fusion.dropout": 0.2}
+    monkeypatch.setattr("xmplug_gudn.network._SPARSE_FROM", sparse_from)
+    options = quick | {"training.epochs": 2, "encoder.dropout": 0.1, "fusion.dropout": 0.2} | further
     xmplug.train("gudn", corpus, tmp_path / "whole", options=options)
     with pytest.raises(KeyboardInterrupt):
         xmplug.train("gudn", corpus, tmp_path / "killed", options=options, listener=_StopAt(step))
