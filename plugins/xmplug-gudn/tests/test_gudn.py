@@ -155,7 +155,7 @@ def test_it_learns_on_a_tree_whose_levels_are_trained(
         {"fusion.guides": "link"},
         {"label_context.fill": "ordered"},
         {"loss": "core:bce"},
-        {"encoder.frozen": 2, "encoder.checkpointing": True},
+        {"encoder.frozen": 2, "encoder.checkpointing": True, "training.epochs": 8},
         {"training.precision": "bfloat16"},
     ],
 )
