@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -199,14 +200,15 @@ def test_a_step_in_parts_is_the_step_as_a_whole(corpus: Path, tmp_path: Path) ->
     np.testing.assert_allclose(scores[0][1][0][order[0]], scores[1][1][0][order[1]], rtol=2e-3)
 
 
-def test_a_training_that_memory_cannot_hold_is_refused_before_it_begins(corpus: Path, tmp_path: Path) -> None:
-    options = QUICK | {"training.batch_size": 10**9}
-    with pytest.raises(xmplug.ResourceError, match=r"GiB are free; lower training\.micro_batch"):
-        xmplug.train("attentionxml", corpus, tmp_path / "run", options=options)
-    assert not (tmp_path / "run").exists()
-    xmplug.train(
-        "attentionxml", corpus, tmp_path / "run", options=options | {"training.micro_batch": 16, "training.epochs": 1}
-    )
+def test_memory_is_that_of_the_texts_that_go_through_at_once(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**30))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**30, 2**30))
+    options = QUICK | {"training.epochs": 1, "training.batch_size": 100_000}
+    with pytest.raises(xmplug.ResourceError, match=r"1\.0 GiB are free; lower training\.batch_size or .*micro_batch"):
+        xmplug.train("attentionxml", corpus, tmp_path / "whole", options=options)
+    xmplug.train("attentionxml", corpus, tmp_path / "parts", options=options | {"training.micro_batch": 50})
 
 
 def test_patience_ends_a_training(corpus: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from .combination import align, check_weights, highest, rank_scores, weighted_me
 from .data import TokenStore
 from .data.batches import inference_order, make_batch
 from .errors import ConfigError, RunError
-from .interfaces import Batch, Neighbour, Shortlist
+from .interfaces import Batch, LabelTexts, Neighbour, Shortlist
 from .model import LevelModel, Model
 from .ops import beam_step
 
@@ -212,7 +212,7 @@ class Tagger:
         predictions = self.predict([text], k)[0]
         labels = [self.labels.index(prediction.label) for prediction in predictions]
         leaves = np.argsort(self.models[0].structure.leaf_labels())[labels]
-        carried = _carried(module, batch, leaves, text)
+        carried = _carried(self.models[0], module, batch, leaves, text)
         if carried is None and neighbours is None:
             config = self.models[0].config
             raise ConfigError(
@@ -315,7 +315,7 @@ def _vectors(model: Model, store: TokenStore) -> np.ndarray:
 
 @torch.no_grad()
 def _carried(
-    module: LevelModel, batch: Batch, leaves: np.ndarray, text: str
+    model: Model, module: LevelModel, batch: Batch, leaves: np.ndarray, text: str
 ) -> tuple[list[tuple[int, int]], np.ndarray] | None:
     """Where in `text` its words stand, and how much each carried of the score of each leaf (C, words); None where the
     method does not tell. Words are tokens with their attention, or n-grams with what they add to the logit."""
@@ -327,17 +327,18 @@ def _carried(
         return encoder.tokenizer.spans(text)[: int(batch.lengths[0])], attention[0].float().cpu().numpy()
     added = fusion.contributions(encoded, shortlist)  # (C,F)
     if added is None:
-        return _gradient_times_input(module, batch, leaves, text)
+        _, labels = model.encode(model.stages[-1], batch)
+        return _gradient_times_input(module, batch, labels, leaves, text)
     found = encoder.occurrences(text)
     return list(found.values()), added[:, list(found)].toarray()
 
 
 def _gradient_times_input(
-    module: LevelModel, batch: Batch, leaves: np.ndarray, text: str
+    module: LevelModel, batch: Batch, labels: LabelTexts | None, leaves: np.ndarray, text: str
 ) -> tuple[list[tuple[int, int]], np.ndarray] | None:
     """Where the words of `text` stand, and of each leaf's logit the gradient along each word's first vector, times that
-    vector, (C, words): to first order, how much lower the logit were without the word. None where the encoder does not
-    show these vectors."""
+    vector, (C, words): to first order, how much lower the logit were without the word. labels: the label texts that
+    inform the score, which stay as they are. None where the encoder does not show these vectors."""
     encoder, inputs = module.encoder, module.encoder.input_vectors()
     shortlist = Shortlist(nodes=torch.tensor(leaves[None], dtype=torch.int64, device=batch.tokens.device))
     if inputs is None or encoder.tokenizer is None:
@@ -350,10 +351,11 @@ def _gradient_times_input(
 
     hook = inputs.register_forward_hook(catch)
     try:
-        with torch.enable_grad():
+        # On a GPU, the LSTM of cuDNN goes backward in training only; PyTorch's own in prediction too.
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
             products = []
             for leaf in range(len(leaves)):  # anew for each: some graphs go backward once only
-                logits = module.fusion(encoder(batch), shortlist).logits[0]
+                logits = module.fusion(encoder(batch), shortlist, labels).logits[0]
                 (gradient,) = torch.autograd.grad(logits[leaf], caught)
                 products.append((gradient * caught[0].detach())[0].sum(dim=-1))
     finally:

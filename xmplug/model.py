@@ -107,13 +107,15 @@ class Model(nn.Module):
         return cls(config, corpus.task, encoder, structure, context)
 
     @classmethod
-    def restore(cls, config: RunConfig, task: Task, folder: Path) -> Model:
-        """The model whose files `save_parts` wrote into `folder`, with its first levels; weights are loaded later."""
+    def restore(cls, config: RunConfig, task: Task, folder: Path, training: bool = False) -> Model:
+        """The model whose files `save_parts` wrote into `folder`, with its first levels; weights are loaded later.
+
+        training: it goes on learning, and needs what the saved run does without."""
         options, parts = config.options, {slot: component.resolve() for slot, component in config.components.items()}
         encoder = parts["encoder"].restore(options["encoder"], folder / "encoder")
         structure = parts["label_structure"].restore(options["label_structure"], folder / "label_structure", task)
         kind = _context(config)
-        if kind.training_only and not (folder / "label_context").exists():
+        if kind.training_only and not training and not (folder / "label_context").exists():
             kind = NoContext
         context = kind.restore(options["label_context"], folder / "label_context", task, encoder)
         return cls(config, task, encoder, structure, context)

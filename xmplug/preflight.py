@@ -56,7 +56,11 @@ def check_resources(model: Model, store: TokenStore, out: Path) -> str:
     nodes = " + ".join(f"{count:,}" for count in sizes)
     precision = "bfloat16" if uses_bfloat16(settings.precision) else "float32"
     if needed > there:
-        option = "training.micro_batch" if activations > training else "the encoder's and the structure's size"
+        option = (
+            "training.batch_size or training.micro_batch"
+            if activations > training
+            else "the encoder's and the structure's size"
+        )
         raise ResourceError(
             f"training needs about {needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB are free; lower {option}"
         )

@@ -178,7 +178,7 @@ class Trainer:
         started = resume and (self.checkpoints / "last.safetensors").exists()
         try:
             if started:
-                self.model = Model.restore(config, self.task, out)
+                self.model = Model.restore(config, self.task, out, training=True)
                 self._read_finished_levels()
             else:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)

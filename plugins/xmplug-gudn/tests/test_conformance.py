@@ -14,6 +14,7 @@ def _options(corpus: Path) -> dict[str, Any]:
     return {
         "encoder.model": str(write_model(corpus.with_name(f"model-of-{corpus.name}"))),
         "encoder.max_tokens": 64,
+        "encoder.rate": 1.0,
         "label_context.max_tokens": 16,
         "fusion.size": 48,
         "fusion.hidden": 48,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 from xmplug_gudn import MINILM, BertConfig
 from xmplug_gudn.encoder import Bert
@@ -148,6 +149,73 @@ def test_what_cannot_be_an_encoder_is_refused(bert: Path, tmp_path: Path, monkey
     torch.save(AutoModel.from_pretrained(bert).state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ConfigError, match="safetensors"):  # a pickle may run code
         _fit(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [torch.float16, torch.bfloat16])
+def test_weights_learn_in_float32_whatever_they_are_kept_in(tmp_path: Path, kept: torch.dtype) -> None:
+    folder = write_model(tmp_path / "model")
+    AutoModel.from_pretrained(folder).to(kept).save_pretrained(folder)
+    encoder = _fit(folder)
+    (tmp_path / "saved").mkdir()
+    encoder.save(tmp_path / "saved")
+    again = Bert.restore(encoder.config, tmp_path / "saved")
+    assert {weight.dtype for part in (encoder, again) for weight in part.parameters()} == {torch.float32}
+
+
+def test_weights_that_are_not_those_of_the_configuration_are_refused(tmp_path: Path) -> None:
+    """transformers would go on with random ones."""
+    path = write_model(tmp_path) / "model.safetensors"
+    weights = load_file(path)
+    save_file({f"other.{name}": weight for name, weight in weights.items()}, path, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"\d\d are missing or of another shape: embeddings\."):
+        _fit(tmp_path)
+    save_file({name: weight for name, weight in weights.items() if "pooler" not in name}, path, {"format": "pt"})
+    _fit(tmp_path)
+    wider = {name: weight for name, weight in weights.items() if name != "embeddings.token_type_embeddings.weight"}
+    save_file(wider | {"embeddings.token_type_embeddings.weight": torch.zeros(3, 32)}, path, {"format": "pt"})
+    with pytest.raises(ConfigError, match="1 are missing or of another shape"):
+        _fit(tmp_path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match="cannot load the encoder"):
+        _fit(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "options", "words"),
+    [
+        ("albert", {"embedding_size": 16}, {}, "no list of its 3 layers"),
+        ("mpnet", {}, {"checkpointing": True}, r"give --encoder\.checkpointing false"),
+        (
+            "t5",
+            {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 3, "num_heads": 2},
+            {},
+            "none of the BERT family",
+        ),
+    ],
+)
+def test_models_of_another_build_are_refused(
+    tmp_path: Path, kind: str, settings: dict[str, Any], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        _fit(write_model(tmp_path, kind, **settings), **options)
+
+
+def test_a_tokenizer_without_a_sign_before_a_text_is_refused(tmp_path: Path) -> None:
+    content = json.loads((write_model(tmp_path) / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"post_processor": None}))
+    with pytest.raises(ConfigError, match="none of the BERT family"):
+        _fit(tmp_path)
+
+
+def test_code_of_a_repository_is_neither_run_nor_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_model(tmp_path) / "config.json"
+    names = {"model_type": "unheard-of", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | names))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ConfigError, match="cannot load the encoder"):
+        _fit(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_spans_are_those_of_whole_words(bert: Path) -> None:

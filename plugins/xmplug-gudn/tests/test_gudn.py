@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def quick(bert: Path) -> dict[str, Any]:
         "label_context.max_tokens": 16,
         "fusion.size": 48,
         "fusion.hidden": 48,
+        "encoder.rate": 1.0,
         "fusion.dropout": 0,
         "training.epochs": 15,
         "training.batch_size": 16,
@@ -90,17 +92,44 @@ def test_a_saved_run_needs_neither_the_model_folder_nor_a_network(
     assert json.loads((moved / "encoder" / "origin.json").read_text())["model"].startswith("/")
 
 
-@pytest.mark.parametrize("step", [7, 30])
+@pytest.mark.parametrize(
+    ("step", "further", "sparse_from"),
+    [
+        (7, {}, 100_000),
+        (30, {}, 100_000),
+        (30, TREE | {"training.levels": "together", "training.micro_batch": 5, "encoder.decay": 0.5}, 100_000),
+        (30, TREE | {"training.levels": "together", "training.swa_start": 0.1, "training.swa_every": 3}, 20),
+        (30, TREE | {"training.micro_batch": 5}, 20),
+    ],
+    ids=["early", "late", "together", "together-sparse", "apart-sparse"],
+)
 def test_a_resumed_training_ends_with_the_same_numbers(
-    corpus: Path, quick: dict[str, Any], tmp_path: Path, step: int
+    step: int,
+    further: dict[str, Any],
+    sparse_from: int,
+    corpus: Path,
+    quick: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = quick | {"training.epochs": 2, "encoder.dropout": 0.1, "fusion.dropout": 0.2}
+    monkeypatch.setattr("xmplug_gudn.network._SPARSE_FROM", sparse_from)
+    options = quick | {"training.epochs": 2, "encoder.dropout": 0.1, "fusion.dropout": 0.2} | further
     xmplug.train("gudn", corpus, tmp_path / "whole", options=options)
     with pytest.raises(KeyboardInterrupt):
         xmplug.train("gudn", corpus, tmp_path / "killed", options=options, listener=_StopAt(step))
     resume(tmp_path / "killed")
     whole, killed = (tmp_path / name / "model.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
+
+
+def test_a_training_that_lost_its_label_texts_does_not_go_on_without_guides(
+    corpus: Path, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        xmplug.train("gudn", corpus, tmp_path, options=quick, listener=_StopAt(2))
+    shutil.rmtree(tmp_path / "label_context")
+    with pytest.raises(xmplug.RunError, match="holds no labels"):
+        resume(tmp_path)
 
 
 @pytest.mark.parametrize("levels", ["apart", "together"])
@@ -126,7 +155,7 @@ def test_it_learns_on_a_tree_whose_levels_are_trained(
         {"fusion.guides": "link"},
         {"label_context.fill": "ordered"},
         {"loss": "core:bce"},
-        {"encoder.frozen": 2, "encoder.checkpointing": True},
+        {"encoder.frozen": 2, "encoder.checkpointing": True, "training.epochs": 8},
         {"training.precision": "bfloat16"},
     ],
 )

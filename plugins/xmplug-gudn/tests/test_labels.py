@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from xmplug_gudn.encoder import Bert
 from xmplug_gudn.labels import OwnLabels, Reinforced
 
 from xmplug import DataError, RunError
-from xmplug.data import Corpus, Documents, LabelSet
+from xmplug.data import Corpus, Documents, LabelSet, Tokenizer
 from xmplug.data.documents import Document
 from xmplug.data.labels import Label
 from xmplug.interfaces import Batch, Task
@@ -131,6 +132,20 @@ def test_damaged_labels_are_refused(encoder: Bert, tmp_path: Path) -> None:
     OwnLabels(_corpus().targets[:, :2]).save(tmp_path)
     with pytest.raises(RunError, match="3 labels"):
         OwnLabels.restore(OwnLabelsConfig(), tmp_path, task, encoder)
+
+
+def test_names_are_read_some_at_a_time(encoder: Bert, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _fit(encoder).names
+    monkeypatch.setattr("xmplug_gudn.labels._CHUNK", 2)
+    assert (_fit(encoder).names != whole).nnz == 0 and whole.shape[0] == 3
+
+
+def test_names_in_which_a_tokenizer_finds_no_token_give_a_text_to_read() -> None:
+    words = SimpleNamespace(tokenizer=Tokenizer.words(["noise1 noise2"], 10, 1), max_tokens=16)
+    corpus = _corpus(dict.fromkeys(NAMES, "!!!"))
+    context = Reinforced.fit(ReinforcedConfig(fill="none"), corpus, words)  # type: ignore[arg-type]
+    texts = context.label_texts(_batch(0, 1)).texts
+    assert texts.tokens.shape == (2, 1) and texts.lengths.tolist() == [0, 0]
 
 
 def test_label_texts_fit_a_short_encoder(bert: Path) -> None:

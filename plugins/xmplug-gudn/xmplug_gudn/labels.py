@@ -19,6 +19,7 @@ from xmplug.interfaces import Batch, Encoder, LabelContext, LabelTexts, Task
 
 from . import OwnLabelsConfig, ReinforcedConfig
 
+_CHUNK = 1024
 _WORDS = re.compile(r"[^\W\d_]{3}|^\D*[^\W\d_]\D*$")
 """An id of words serves as a name, as in 'Health insurance' or 'U.S.A.'; 'c_1309' does not."""
 
@@ -76,7 +77,10 @@ class Reinforced(LabelContext):
         _check_names(labels, known, config.ids_as_names)
         names = [
             np.asarray(encoding.ids, np.int32)
-            for encoding in encoder.tokenizer.backend.encode_batch(labels.names[:known], add_special_tokens=False)
+            for at in range(0, known, _CHUNK)
+            for encoding in encoder.tokenizer.backend.encode_batch_fast(
+                labels.names[at : min(at + _CHUNK, known)], add_special_tokens=False
+            )
         ]
         return cls(config, encoder, _sorted(corpus.targets), _ragged(names), corpus.task.seed)
 
@@ -120,7 +124,8 @@ class Reinforced(LabelContext):
 
 def _label_texts(index: Tensor, tokens: list[np.ndarray], members: np.ndarray) -> LabelTexts:
     lengths = [len(row) for row in tokens] if tokens else [0] * len(index)
-    block = np.zeros((len(index), max(lengths, default=0)), np.int64)
+    # An encoder that reads texts gets one place at least, also of names in which its tokenizer finds no token.
+    block = np.zeros((len(index), max(1, *lengths) if tokens else 0), np.int64)
     for row, text in enumerate(tokens):
         block[row, : len(text)] = text
     texts = Batch(index, torch.from_numpy(block), torch.tensor(lengths, dtype=torch.int64))

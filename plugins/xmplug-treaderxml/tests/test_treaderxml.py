@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from xmplug_treaderxml.network import DualNetwork
 from xmplug_treaderxml.scope import Scope
 
 import xmplug
 from xmplug.api import resume
+from xmplug.components.words import Words
 from xmplug.data import synthetic_dataset
 from xmplug.evaluation import evaluate_run
-from xmplug.interfaces import Batch, LabelTexts
+from xmplug.interfaces import Batch, Encoded, LabelTexts, Scores, Shortlist
 from xmplug.training import Listener, Progress
 
 QUICK = {
@@ -141,7 +143,7 @@ def test_the_scope_reaches_the_scores(run: Path, monkeypatch: pytest.MonkeyPatch
     ],
     ids=lambda mix: "+".join(map(str, mix.values())),
 )
-def test_components_mix(mix: dict[str, object], corpus: Path, tmp_path: Path) -> None:
+def test_components_mix(mix: dict[str, object], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = {name: value for name, value in QUICK.items() if name.split(".")[0] not in mix}
     tagger = xmplug.train("treaderxml", corpus, tmp_path / "run", options=quick | mix | {"training.epochs": 1})
     assert len(tagger.predict(["word1x1 word1x2"])[0]) == 5
@@ -149,6 +151,7 @@ def test_components_mix(mix: dict[str, object], corpus: Path, tmp_path: Path) ->
         assert tagger.neighbours("word1x1 word1x2") is None
         assert not list((tmp_path / "run/label_context").iterdir())
     if "label_context" in mix:
+        monkeypatch.setattr(Words, "input_vectors", lambda self: None)
         with pytest.raises(xmplug.ConfigError, match="--explain needs words or neighbours"):
             tagger.explain("word1x1 word1x2")
 
@@ -174,8 +177,21 @@ def test_a_prediction_is_explained_by_the_training_texts_that_have_its_label(run
     )
     for item in tagger.explain(text["text"], k=3):
         place = tagger.labels.index(item.prediction.label)
-        assert item.words is None
         assert item.neighbours == [found for found in nearest if place in found.labels + found.inferred]
+
+
+def test_words_are_weighed_in_the_logit_that_the_neighbours_inform(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tagger, seen = xmplug.load(run), []
+    forward = DualNetwork.forward
+
+    def spy(self: DualNetwork, encoded: Encoded, shortlist: Shortlist, labels: LabelTexts | None = None) -> Scores:
+        seen.append(labels is not None)
+        return forward(self, encoded, shortlist, labels)
+
+    monkeypatch.setattr(DualNetwork, "forward", spy)
+    for item in tagger.explain("noise1 word3x1 word3x2 noise2 word3x0", k=2):
+        assert item.words
+    assert seen and all(seen)
 
 
 def test_explained_on_the_command_line(
