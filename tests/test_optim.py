@@ -107,16 +107,20 @@ def test_state_restored_continues_to_the_same_weights() -> None:
 
 def test_the_average_is_the_mean_and_swapping_twice_changes_nothing() -> None:
     net = nn.Linear(2, 2)
+    net.register_buffer("running", torch.zeros(2))
+    net.register_buffer("count", torch.tensor(7))
     average = WeightAverage(net)
-    seen = []
     for value in (1.0, 2.0, 6.0):
         nn.init.constant_(net.weight, value)
-        seen.append(value)
+        net.running.fill_(10 * value)
         average.add()
     average.swap()
-    torch.testing.assert_close(net.weight.detach(), torch.full((2, 2), sum(seen) / 3))
+    torch.testing.assert_close(net.weight.detach(), torch.full((2, 2), 3.0))
+    torch.testing.assert_close(net.running, torch.full((2,), 30.0))
+    assert net.count == 7
     average.swap()
     torch.testing.assert_close(net.weight.detach(), torch.full((2, 2), 6.0))
+    torch.testing.assert_close(net.running, torch.full((2,), 60.0))
 
 
 def test_learning_rates() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -134,18 +134,21 @@ class WeightAverage:
     def add(self) -> None:
         """Let the present weights enter the mean."""
         self.count += 1
-        for name, weight in self.module.named_parameters():
-            if not weight.requires_grad:
-                continue
+        for name, weight in self._moving():
             if name in self.mean:
                 self.mean[name].lerp_(weight, 1 / self.count)
             else:
                 self.mean[name] = weight.clone()
 
+    def _moving(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights that learn, and running means, which go with them."""
+        yield from ((name, weight) for name, weight in self.module.named_parameters() if weight.requires_grad)
+        yield from ((name, buffer) for name, buffer in self.module.named_buffers() if buffer.is_floating_point())
+
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the module's weights with the mean, where there is one. A second call undoes the first."""
-        for name, weight in self.module.named_parameters():
+        for name, weight in self._moving():
             if name in self.mean:
                 kept = weight.clone()
                 weight.copy_(self.mean[name])

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from xmplug.data import synthetic_dataset
 
-from .tiny import write_model
+sys.path.append(str(Path(__file__).parent))  # tests of several packages have modules of one name
+
+from tiny_transformer import write_model
 
 
 @pytest.fixture(autouse=True)

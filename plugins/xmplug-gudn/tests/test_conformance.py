@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xmplug.testing import conformance
+from tiny_transformer import write_model
 
-from .tiny import write_model
+from xmplug.testing import conformance
 
 
 def _options(corpus: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_transformer import write_model
 from transformers import AutoModel, AutoTokenizer
 from xmplug_gudn import MINILM, BertConfig
 from xmplug_gudn.encoder import Bert
@@ -20,8 +21,6 @@ from xmplug import ConfigError, RunError
 from xmplug.data import TokenStore
 from xmplug.data.batches import make_batch
 from xmplug.interfaces import Batch
-
-from .tiny import write_model
 
 TEXTS = ["word1x2 noise5 word3x0", "noise7", "", "noise1 noise2 noise3 word2x2 word4x1 noise9"]
 

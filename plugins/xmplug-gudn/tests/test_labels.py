@@ -77,14 +77,14 @@ def test_shuffled_labels_come_in_their_order_and_then_in_random_ones(encoder: Be
 
 def test_texts_with_the_same_labels_share_one_label_text(encoder: Bert) -> None:
     found = _fit(encoder, max_tokens=16).label_texts(_batch(0, 1, 2, 3, 4))
+    assert found is not None
     assert found.members.tolist() == [[0], [1], [-1], [0], [2]]
     assert found.weights.tolist() == [[1], [1], [0], [1], [1]]
     assert found.texts.tokens.shape == (3, 16) and found.texts.lengths.tolist() == [16, 16, 16]
 
 
-def test_a_batch_without_any_label_still_has_a_text_to_read(encoder: Bert) -> None:
-    found = _fit(encoder, max_tokens=16).label_texts(_batch(2))
-    assert found.members.tolist() == [[-1]] and found.texts.tokens.shape[0] == 1
+def test_a_batch_without_any_label_has_no_label_text(encoder: Bert) -> None:
+    assert _fit(encoder, max_tokens=16).label_texts(_batch(2)) is None
 
 
 def test_labels_by_number_are_not_read(encoder: Bert) -> None:

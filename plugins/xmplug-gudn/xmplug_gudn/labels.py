@@ -75,11 +75,13 @@ class Reinforced(LabelContext):
             raise ConfigError("label texts are read by the encoder, and this one reads no tokens; use gudn:bert")
         labels, known = corpus.task.labels, corpus.task.num_labels
         _check_names(labels, known, config.ids_as_names)
+        # Behind a comma: tokenizers such as RoBERTa's have other pieces at the beginning of a text than within it.
+        comma = len(_signs(encoder.tokenizer)[1])
         names = [
-            np.asarray(encoding.ids, np.int32)
+            np.asarray(encoding.ids[comma:], np.int32)
             for at in range(0, known, _CHUNK)
             for encoding in encoder.tokenizer.backend.encode_batch_fast(
-                labels.names[at : min(at + _CHUNK, known)], add_special_tokens=False
+                [f", {name}" for name in labels.names[at : min(at + _CHUNK, known)]], add_special_tokens=False
             )
         ]
         return cls(config, encoder, _sorted(corpus.targets), _ragged(names), corpus.task.seed)
@@ -94,14 +96,16 @@ class Reinforced(LabelContext):
     def save(self, folder: Path) -> None:
         save_file(_arrays(self.own) | _arrays(self.names, "names."), folder / "labels.safetensors")
 
-    def label_texts(self, batch: Batch) -> LabelTexts:
+    def label_texts(self, batch: Batch) -> LabelTexts | None:
         texts: dict[tuple[int, ...], int] = {}
         members = np.full((len(batch.index), 1), -1, np.int64)
         for row, place in enumerate(batch.index.tolist()):
             own = tuple(self.own.indices[self.own.indptr[place] : self.own.indptr[place + 1]].tolist())
             if own:
                 members[row] = texts.setdefault(own, len(texts))
-        tokens = [self.text(own) for own in texts] or [np.zeros(1, np.int64)]  # an encoder reads one text at least
+        if not texts:
+            return None
+        tokens = [self.text(own) for own in texts]
         return _label_texts(torch.arange(len(tokens)), tokens, members)
 
     def text(self, labels: tuple[int, ...]) -> np.ndarray:
