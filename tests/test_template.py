@@ -8,14 +8,23 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from scipy.sparse import csr_matrix
 
 from xmplug.cli.plugins import command
+from xmplug.components import WordsConfig
+from xmplug.components.words import Words
+from xmplug.data import Corpus, Document, Documents, LabelSet, TokenStore
+from xmplug.data.batches import make_batch
 from xmplug.errors import PluginConflictError, PluginError
+from xmplug.interfaces import Task
 from xmplug.plugins import Plugins
 from xmplug.recipe import SLOTS
 from xmplug.template import write_plugin
+from xmplug.template.files.xmplug_NAME import NearestLabelsConfig
+from xmplug.template.files.xmplug_NAME.label_context import NearestLabels
 from xmplug.testing import Suite
 
 QUICK = {"encoder.vector_size": 16, "training.epochs": 8, "training.learning_rate": 0.02}
@@ -128,3 +137,21 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert CliRunner().invoke(command, ["new", "mine", "--slots", "all", "--out", "all"]).exit_code == 0
     assert Path("all/xmplug_mine/label_context.py").exists()
     assert 'dependencies = ["xmplug>=0.1,<0.2"]' in Path("all/pyproject.toml").read_text()
+
+
+def test_the_label_context_tells_no_training_text_its_own_labels() -> None:
+    """Nor those of a copy; in prediction a text like these is told them."""
+    texts = ["red apple tree", "apple red red tree", "red apple pie", "blue sea", ""]
+    documents = [Document(str(place), text, (f"label{place}",)) for place, text in enumerate(texts)]
+    labels = LabelSet.build([document.labels for document in documents])
+    corpus = Corpus(Documents.of(documents), csr_matrix(np.eye(len(texts), dtype=np.int8)), Task(labels, seed=0))
+    encoder = Words.fit(WordsConfig(vectors="random", vector_size=4, min_count=1), corpus)
+    context = NearestLabels.fit(NearestLabelsConfig(neighbours=2), corpus, encoder)
+    store = TokenStore.of_texts(encoder.tokenizer, texts, 10)
+
+    def told(place: int, training: bool) -> list[int]:
+        found = context.label_texts(make_batch(store, np.array([place]), training))
+        return [] if found is None else sorted(found.texts.index[found.members[found.members >= 0]].tolist())
+
+    assert [told(place, training=True) for place in range(len(texts))] == [[2], [2], [0, 1], [], []]
+    assert [told(place, training=False) for place in range(len(texts))] == [[0, 1], [0, 1], [0, 2], [3], []]
