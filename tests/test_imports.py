@@ -28,6 +28,7 @@ ORDER = [
     ("refinement",),
     ("api",),
     ("testing",),
+    ("template",),
     ("cli",),
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
@@ -64,7 +65,10 @@ def test_imports_point_one_way(path: Path) -> None:
     assert not later, f"{path.relative_to(ROOT)} imports {later}, which come after it"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT.parent / "plugins").rglob("xmplug_*/*.py")), ids=lambda path: path.name)
+PLUGINS = [path for top in (ROOT.parent / "plugins", ROOT / "template") for path in sorted(top.rglob("xmplug_*/*.py"))]
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.name)
 def test_plugins_import_public_rooms_only(path: Path) -> None:
     public = {"xmplug", "xmplug.components", "xmplug.interfaces", "xmplug.ops", "xmplug.data", "xmplug.testing"}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

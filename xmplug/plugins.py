@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
+import re
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -36,7 +41,10 @@ _Entry = TypeVar("_Entry", Component, Recipe)
 
 @dataclass
 class Plugin:
-    """One plugin as found: where it comes from, and what went wrong with it (`error`, empty when it works)."""
+    """One plugin as found: where it comes from, and what went wrong with it (`error`, empty when it works).
+
+    remedy: what its user can do about the error. details: the traceback.
+    """
 
     name: str
     distribution: str
@@ -44,22 +52,39 @@ class Plugin:
     location: str
     module: ModuleType | None = None
     error: str = ""
+    remedy: str = ""
     details: str = ""
     components: dict[Slot, list[Component]] = field(default_factory=dict)
     recipes: list[Recipe] = field(default_factory=list)
+
+    @property
+    def fault(self) -> str:
+        """What went wrong and what to do, for an error of a command that needs this plugin; empty when it works."""
+        if not self.error:
+            return ""
+        return f"plugin {self.name!r} ({self.release}) is installed but does not load: {self.error}; {self.remedy}"
+
+    @property
+    def release(self) -> str:
+        """Distribution and version; of a single file, its path."""
+        return f"{self.distribution} {self.version}".strip()
 
 
 class Registry(Generic[_Entry]):
     """Components of one slot, or recipes, by full id and by short name where that is unique."""
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, faults: Mapping[str, str]):
+        """faults: by plugin, what is wrong with those that do not load."""
+        self.kind, self._faults = kind, faults
         self._by_id: dict[str, _Entry] = {}
 
     def add(self, key: str, entry: _Entry) -> None:
         """Raises PluginConflictError when `key` is taken."""
         if key in self._by_id:
-            raise PluginConflictError(f"two {self.kind}s are named {key!r}; rename one of them in its plugin")
+            owners = " and ".join(sorted({repr(self._by_id[key].plugin), repr(entry.plugin)}))
+            raise PluginConflictError(
+                f"two {self.kind}s are named {key!r}, in plugin {owners}; rename one of them, or uninstall its plugin"
+            )
         self._by_id[key] = entry
 
     def __iter__(self) -> Any:
@@ -68,7 +93,7 @@ class Registry(Generic[_Entry]):
     def find(self, name: str) -> _Entry:
         """The entry with id `plugin:name`, or with that short name where only one plugin has it.
 
-        Raises PluginError for an unknown or ambiguous name.
+        Raises PluginError for an unknown or ambiguous name, or one of a plugin that does not load.
         """
         if name in self._by_id:
             return self._by_id[name]
@@ -77,7 +102,9 @@ class Registry(Generic[_Entry]):
             return self._by_id[matches[0]]
         if matches:
             raise PluginError(f"{self.kind} {name!r} is ambiguous: say {' or '.join(sorted(matches))}")
-        raise PluginError(f"no {self.kind} {name!r}: {nearest(name, self._by_id)}")
+        raise PluginError(
+            self._faults.get(name.split(":")[0]) or f"no {self.kind} {name!r}: {nearest(name, self._by_id)}"
+        )
 
 
 class Plugins:
@@ -85,8 +112,9 @@ class Plugins:
 
     def __init__(self) -> None:
         self.found: list[Plugin] = []
-        self.components: dict[Slot, Registry[Component]] = {slot: Registry(slot) for slot in SLOTS}
-        self.recipes: Registry[Recipe] = Registry("recipe")
+        self._faults: dict[str, str] = {}
+        self.components: dict[Slot, Registry[Component]] = {slot: Registry(slot, self._faults) for slot in SLOTS}
+        self.recipes: Registry[Recipe] = Registry("recipe", self._faults)
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
@@ -94,7 +122,8 @@ class Plugins:
         """Load the runtime's own components, every installed plugin, and single-file plugins.
 
         Raises PluginConflictError when two distributions claim one name; PluginError when a single file that was
-        asked for does not load. An installed plugin that does not load is kept in `found` with its error.
+        asked for does not load. An installed plugin that does not load is kept in `found` with its error, as is one
+        for another generation of the hooks.
         """
         core = Plugin("core", "xmplug", _version("xmplug"), str(Path(__file__).parent))
         self._register(core, importlib.import_module(_CORE))
@@ -105,11 +134,19 @@ class Plugins:
                 raise
             except Exception as error:  # a broken plugin must not take the others down
                 plugin.error = f"{type(error).__name__}: {error}"
+                plugin.remedy = f"{_mend(error)}, or remove it: pip uninstall {plugin.distribution}"
                 plugin.details = traceback.format_exc()
-                self.found.append(plugin)
+                self._keep_broken(plugin)
+        for plugin in _of_other_generations(self.found):
+            self._keep_broken(plugin)
         for file in files:
             self._load_file(Path(file))
         return self
+
+    def _keep_broken(self, plugin: Plugin) -> None:
+        self.found.append(plugin)
+        self._faults.setdefault(plugin.name, plugin.fault)
+        _trace(f"plugin {plugin.name} does not load: {plugin.error}")
 
     def _load_file(self, path: Path) -> None:
         if not path.is_file():
@@ -146,7 +183,7 @@ class Plugins:
                 raise PluginError(f"plugin {plugin.name!r} has an unknown hook {name!r}: {nearest(name, known)}")
         for other in self.found:
             if other.name == plugin.name and not other.error:
-                raise PluginConflictError(_conflict(plugin.name, other.location, plugin.location))
+                raise PluginConflictError(_conflict(other, plugin))
         self._manager.register(module, plugin.name)
         try:
             self._manager.check_pending()
@@ -170,21 +207,18 @@ class Plugins:
 
     def recipe(self, name: str) -> Recipe:
         """The recipe called `name`. Raises PluginError, with the plugin's own failure if it is installed but broken."""
-        for plugin in self.found:
-            if plugin.name == name and plugin.error:
-                raise PluginError(
-                    f"plugin {name!r} ({plugin.distribution} {plugin.version}) is installed but does not load: "
-                    f"{plugin.error}; `xmplug plugins` shows more"
-                )
         return self.recipes.find(name)
+
+    def plugin(self, name: str) -> Plugin:
+        """The plugin called `name`. Raises PluginError when there is none, or it does not load."""
+        working = {plugin.name: plugin for plugin in self.found if not plugin.error}
+        if name in working:
+            return working[name]
+        raise PluginError(self._faults.get(name) or f"no plugin {name!r}: {nearest(name, working)}")
 
     def owner(self, component_id: str) -> Plugin:
         """The plugin that a full component id belongs to."""
-        name = component_id.split(":")[0]
-        for plugin in self.found:
-            if plugin.name == name:
-                return plugin
-        raise PluginError(f"no plugin {name!r}: {nearest(name, [plugin.name for plugin in self.found])}")
+        return self.plugin(component_id.split(":")[0])
 
 
 def _declared(plugin: Plugin, module: ModuleType, hook: str, kind: type[_Entry]) -> list[_Entry]:
@@ -194,11 +228,41 @@ def _declared(plugin: Plugin, module: ModuleType, hook: str, kind: type[_Entry])
             raise PluginError(
                 f"plugin {plugin.name!r}: {hook} must return {kind.__name__} objects, found {type(entry).__name__}"
             )
+    _trace(f"{hook}: {plugin.name} answers {', '.join(entry.name for entry in entries) or 'nothing'}")
     return entries
 
 
-def _conflict(name: str, first: str, second: str) -> str:
-    return f"two plugins are named {name!r}: {first} and {second}; uninstall or rename one of them"
+def _trace(line: str) -> None:
+    """With XMPLUG_TRACE=1, what plugins answer goes to standard error. pluggy's own tracing would say nothing: hooks
+    are called plugin by plugin, since an answer belongs to the plugin that gave it."""
+    if os.environ.get("XMPLUG_TRACE", "0") not in ("", "0"):
+        _print_once(line)
+
+
+@cache
+def _print_once(line: str) -> None:
+    """A command may load the plugins several times."""
+    print(f"xmplug: trace: {line}", file=sys.stderr)
+
+
+def _conflict(first: Plugin, second: Plugin) -> str:
+    ways = [
+        f"rename {plugin.location}"
+        if plugin.location == plugin.distribution
+        else f"pip uninstall {plugin.distribution}"
+        for plugin in (first, second)
+        if plugin.name != "core" or plugin.distribution != "xmplug"
+    ]
+    return (
+        f"two plugins are named {first.name!r}: {first.location} and {second.location}; keep one of them: "
+        f"{' or '.join(dict.fromkeys(ways))}"
+    )
+
+
+def _mend(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"install the package that brings the module {error.name}"
+    return "install another version of it"
 
 
 def _version(distribution: str) -> str:
@@ -211,15 +275,40 @@ def _version(distribution: str) -> str:
 def _installed() -> list[tuple[Plugin, importlib.metadata.EntryPoint]]:
     installed: dict[str, tuple[Plugin, importlib.metadata.EntryPoint]] = {}
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        distribution = entry_point.dist
-        name = distribution.metadata["Name"] if distribution else "unknown"
-        version = distribution.version if distribution else ""
-        location = str(distribution.locate_file("")) if distribution else ""
-        plugin = Plugin(entry_point.name, name, version, f"{name} {version} in {location}")
+        plugin = _found(entry_point)
         if entry_point.name in installed:
             other, same = installed[entry_point.name]
             if (other.distribution, same.value) == (plugin.distribution, entry_point.value):
                 continue  # one editable install is listed once per path that leads to it
-            raise PluginConflictError(_conflict(entry_point.name, other.location, plugin.location))
+            raise PluginConflictError(_conflict(other, plugin))
         installed[entry_point.name] = (plugin, entry_point)
     return [installed[name] for name in sorted(installed)]
+
+
+def _of_other_generations(loaded: list[Plugin]) -> list[Plugin]:
+    """Plugins that were written for other hooks than these, but for those of distributions that serve these too."""
+    served = {(plugin.name, plugin.distribution) for plugin in loaded}
+    others: dict[tuple[str, str], Plugin] = {}
+    for entry_point in chain.from_iterable(each.entry_points for each in importlib.metadata.distributions()):
+        generation = re.fullmatch(r"xmplug(\d+)", entry_point.group)
+        if generation is None or entry_point.group == ENTRY_POINT_GROUP:
+            continue
+        plugin = _found(entry_point)
+        version, own = _version("xmplug"), ENTRY_POINT_GROUP.removeprefix("xmplug")
+        plugin.error = f"written for generation {generation[1]} of the hooks; xmplug {version} has generation {own}"
+        fitting = "a newer" if int(generation[1]) > int(own) else "an older"
+        plugin.remedy = (
+            f"install {fitting} xmplug, or a version of {plugin.distribution} with an entry point in the group "
+            f"{ENTRY_POINT_GROUP!r}, or remove it: pip uninstall {plugin.distribution}"
+        )
+        if (plugin.name, plugin.distribution) not in served:
+            others.setdefault((plugin.name, plugin.distribution), plugin)
+    return [others[key] for key in sorted(others)]
+
+
+def _found(entry_point: importlib.metadata.EntryPoint) -> Plugin:
+    distribution = entry_point.dist
+    name = distribution.metadata["Name"] if distribution else "unknown"
+    version = distribution.version if distribution else ""
+    location = str(distribution.locate_file("")) if distribution else ""
+    return Plugin(entry_point.name, name, version, f"{name} {version} in {location}")

@@ -214,10 +214,10 @@ def run_config(content: Mapping[str, Any], plugins: Plugins) -> RunConfig:
     """The configuration kept in a manifest. Raises PluginError when a plugin of the run is not installed."""
     names = {plugin.name for plugin in plugins.found if not plugin.error}
     for needed in content["plugins"]:
-        for plugin in plugins.found:
-            if plugin.name == needed["name"] and plugin.error:
-                raise PluginError(f"the run needs plugin {plugin.name!r}, which does not load: {plugin.error}")
         if needed["name"] not in names:
+            for plugin in plugins.found:
+                if plugin.name == needed["name"]:
+                    raise PluginError(f"the run cannot be read: {plugin.fault}")
             name, distribution, version = needed["name"], needed["distribution"], needed["version"]
             remedy = f"pip install {distribution}=={version}" if version else f"add --plugin-file {distribution}"
             raise PluginError(

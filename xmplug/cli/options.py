@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def config_layers(context: click.Context, given: dict[str, Any]) -> Layers:
 
 def describe_options(given: dict[str, Any]) -> str:
     """The options and presets of the method asked for; without one, the methods there are."""
-    from ..config import TrainingConfig, options_of
+    from ..config import TrainingConfig
     from ..plugins import Plugins
 
     context = click.get_current_context()
@@ -110,18 +110,34 @@ def describe_options(given: dict[str, Any]) -> str:
     formatter = click.HelpFormatter(width=100)
     presets = ", ".join(config.recipe.presets) or "none"
     formatter.write(f"\n{config.recipe.name}: {config.recipe.summary}\nPresets: {presets}\n")
-    models: dict[str, type[ComponentConfig]] = {slot: config.components[slot].config for slot in SLOTS}
-    models["training"] = TrainingConfig
-    for section, model in models.items():
-        title = section.replace("_", "-")
-        rows = [
-            (f"--{title}.{name} {kind}", f"{text} [{_shown(chosen[section][name])}]")
-            for name, kind, text in options_of(model)
-        ]
-        if rows:
-            with formatter.section(title if section == "training" else f"{title} {chosen[section]['component']}"):
-                formatter.write_dl(rows, col_max=40)
+    for slot in SLOTS:
+        component = config.components[slot]
+        write_options(formatter, slot, component.config, chosen[slot], f"{title(slot)} {component.id}")
+    write_options(formatter, "training", TrainingConfig, chosen["training"], "training")
     return formatter.getvalue().rstrip()
+
+
+def write_options(
+    formatter: click.HelpFormatter, section: str, model: type[ComponentConfig], values: Mapping[str, Any], heading: str
+) -> None:
+    """A table of the options of a section, by their names on the command line; nothing where there are none.
+
+    values: what is shown as the value of each; an option without one is needed.
+    """
+    from ..config import options_of
+
+    rows = [
+        (f"--{title(section)}.{name} {kind}", f"{text} [{_shown(values[name]) if name in values else 'needed'}]")
+        for name, kind, text in options_of(model)
+    ]
+    if rows:
+        with formatter.section(heading):
+            formatter.write_dl(rows, col_max=40)
+
+
+def title(section: str) -> str:
+    """A section's name as it stands on the command line."""
+    return section.replace("_", "-")
 
 
 def _shown(value: Any) -> str:

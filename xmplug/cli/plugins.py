@@ -1,12 +1,18 @@
-"""`xmplug plugins` and `xmplug plugins check`."""
+"""`xmplug plugins`: list, show, check, and begin a new one."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Sections, plugin_option
+from ..recipe import SLOTS
+from .options import Sections, plugin_option, title, write_options
+
+if TYPE_CHECKING:
+    from ..plugins import Plugin
+    from ..recipe import Recipe
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -19,17 +25,84 @@ def command(context: click.Context, plugin_files: tuple[str, ...]) -> None:
     from ..plugins import Plugins
 
     for plugin in Plugins().load(plugin_files).found:
-        click.echo(f"{plugin.name}  ({plugin.distribution} {plugin.version})".replace(" )", ")"))
+        click.echo(_headline(plugin))
         if plugin.error:
-            click.echo(f"    broken: {plugin.error}\n    {plugin.location}")
-            click.echo("    " + plugin.details.strip().replace("\n", "\n    "))
+            _echo_fault(plugin)
         for slot, components in plugin.components.items():
             for component in components:
-                click.echo(f"    {slot.replace('_', '-'):<16} {component.id:<30} {component.summary}")
+                click.echo(f"    {title(slot):<16} {component.id:<30} {component.summary}")
         for recipe in plugin.recipes:
-            paper = f" ({recipe.paper.year}, {recipe.paper.url})" if recipe.paper else ""
-            click.echo(f"    {'recipe':<16} {recipe.name:<30} {recipe.summary}{paper}")
+            click.echo(f"    {'recipe':<16} {recipe.name:<30} {recipe.summary}{_year_and_address(recipe)}")
             click.echo(f"    {'':<16} {'':<30} presets: {', '.join(recipe.presets) or 'none'}")
+
+
+@command.command("show")
+@click.argument("name")
+@plugin_option
+@click.pass_context
+def show(context: click.Context, name: str, plugin_files: tuple[str, ...]) -> None:
+    """Show a plugin, NAME or a single file's path: its recipes with paper, components and presets, and the options of
+    its components with their defaults."""
+    from ..plugins import Plugins
+
+    name, plugin_files = _asked(context, name, plugin_files)
+    plugins = Plugins().load(plugin_files)
+    for found in plugins.found:
+        if found.name == name and found.error:
+            click.echo(_headline(found))
+            _echo_fault(found)
+            context.exit(1)
+    plugin = plugins.plugin(name)
+    click.echo(f"{_headline(plugin)}\n{plugin.location}")
+    for recipe in plugin.recipes:
+        click.echo(f"\nrecipe {recipe.name}: {recipe.summary}")
+        formatter = click.HelpFormatter(width=100)
+        formatter.indent()
+        rows = [("paper", f"{recipe.paper.title}{_year_and_address(recipe)}")] if recipe.paper else []
+        for slot in SLOTS:
+            rows.append((title(slot), plugins.components[slot].find(recipe.component(slot)).id))
+        rows.append(("options", _changes(recipe.options)))
+        rows += [(f"preset {preset}", _changes(changes)) for preset, changes in recipe.presets.items()]
+        formatter.write_dl(rows)
+        click.echo(formatter.getvalue().rstrip())
+    for slot, components in plugin.components.items():
+        for component in components:
+            click.echo(f"\n{title(slot)} {component.id}: {component.summary}")
+            formatter = click.HelpFormatter(width=100)
+            fields = component.config.model_fields.items()
+            defaults = {
+                at: field.get_default(call_default_factory=True) for at, field in fields if not field.is_required()
+            }
+            write_options(formatter, slot, component.config, defaults, "options")
+            if options := formatter.getvalue().rstrip():
+                click.echo(options)
+
+
+@command.command("new")
+@click.argument("name")
+@click.option(
+    "--slots",
+    default="fusion,loss",
+    show_default=True,
+    help=f"What it brings a component of its own for: some of {', '.join(map(title, SLOTS))}; or all.",
+)
+@click.option("--out", metavar="FOLDER", help="A new or empty folder; xmplug-NAME when left out.")
+def new(name: str, slots: str, out: str | None) -> None:
+    """Write a plugin package that installs, trains and passes its checks, to begin with.
+
+    Its recipe and its plugin are called NAME; what is to be changed stands in its README.
+    """
+    from ..plugins import Plugins
+    from ..template import write_plugin
+
+    chosen = SLOTS if slots == "all" else [slot.strip().replace("-", "_") for slot in slots.split(",") if slot.strip()]
+    folder = Path(out or f"xmplug-{name}")
+    for path in write_plugin(name, chosen, folder, Plugins().load()):
+        click.echo(path)
+    click.echo(
+        f"\nnext: pip install --editable {folder}\n      xmplug plugins check {name}\n"
+        f"      xmplug train --plugin {name} --data debtags --out runs/{name}"
+    )
 
 
 @command.command("check", cls=Sections)
@@ -46,8 +119,6 @@ def check(
     Small models are trained, in ten to twenty seconds for each recipe and component; dotted options, such as
     --encoder.hidden 24, make them smaller.
     """
-    assert context.parent is not None
-    plugin_files = (*context.parent.params["plugin_files"], *plugin_files)
     from ..testing import Suite
     from ..testing.registry import CHECKS
 
@@ -59,8 +130,7 @@ def check(
         return
     if name is None:
         raise click.UsageError("say which plugin; `xmplug plugins` lists them")
-    if name.endswith(".py"):
-        plugin_files, name = (*plugin_files, name), Path(name).stem
+    name, plugin_files = _asked(context, name, plugin_files)
     suite = Suite(name, options=dict(context.meta["overrides"]), recipe=recipe, plugin_files=plugin_files)
     failed, last = 0, ""
     for result in suite.results():
@@ -71,3 +141,30 @@ def check(
         click.echo(f"  {result.check:<24} {result.outcome}{': ' if result.message else ''}{result.message}")
     if failed:
         context.exit(1)
+
+
+def _asked(context: click.Context, name: str, plugin_files: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The name of the plugin that is asked for, and the single files to load: its own too where it is one."""
+    assert context.parent is not None
+    files = (*context.parent.params["plugin_files"], *plugin_files)
+    return (Path(name).stem, (*files, name)) if name.endswith(".py") else (name, files)
+
+
+def _headline(plugin: Plugin) -> str:
+    return f"{plugin.name}  ({plugin.release})  {'broken' if plugin.error else 'ok'}"
+
+
+def _echo_fault(plugin: Plugin) -> None:
+    click.echo(f"    {plugin.error}\n    to do: {plugin.remedy}\n    {plugin.location}")
+    if plugin.details:
+        click.echo("    " + plugin.details.strip().replace("\n", "\n    "))
+
+
+def _year_and_address(recipe: Recipe) -> str:
+    return f" ({recipe.paper.year}, {recipe.paper.url})" if recipe.paper else ""
+
+
+def _changes(options: Any) -> str:
+    """Nested options as dotted ones."""
+    dotted = [f"{section}.{name}={value}" for section, part in options.items() for name, value in part.items()]
+    return ", ".join(dotted).replace(".component=", "=") or "as they are"

@@ -15,7 +15,7 @@ from unittest import mock
 from weakref import finalize
 
 from ..errors import ConfigError, PluginError, XmplugError, nearest
-from ..plugins import Plugin, Plugins
+from ..plugins import Plugins
 from ..recipe import SLOTS, Component, Recipe, Slot
 from .methods import Method, train_elsewhere
 from .registry import CHECKS, Check, Failed, Result, Skipped
@@ -44,7 +44,7 @@ class Suite:
         from . import declared, trained  # noqa: F401, they register the checks
 
         self.plugins, self.plugin_files = Plugins().load(tuple(plugin_files)), plugin_files
-        self.plugin = _plugin(self.plugins, name)
+        self.plugin = self.plugins.plugin(name)
         self._options: Options = options or {}
         self._given: dict[Path, Mapping[str, Any]] = {}
         self._results: dict[tuple[str, str], Result] = {}
@@ -231,12 +231,3 @@ def conformance(
 
 def _keys(method: str, check: str) -> tuple[str, str]:
     return f"{method}/{check}", check
-
-
-def _plugin(plugins: Plugins, name: str) -> Plugin:
-    found = {plugin.name: plugin for plugin in plugins.found}
-    if name not in found:
-        raise PluginError(f"no plugin {name!r}: {nearest(name, found)}")
-    if found[name].error:
-        raise PluginError(f"plugin {name!r} does not load: {found[name].error}; `xmplug plugins` shows more")
-    return found[name]
