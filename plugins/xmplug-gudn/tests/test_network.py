@@ -83,7 +83,7 @@ def test_equations_2_to_8(activation: str) -> None:
     for weight in (1.0, 0.25):
         loss = GuidedLoss(weight)(scores, Shortlist(), TARGETS)
         expected = _cross_entropy(logits) + weight * gap.sum() / (2 * B) + _cross_entropy(link)
-        assert float(loss) == pytest.approx(expected, rel=1e-5)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert float(GuidedLoss(1.0)(Scores(scores.logits), Shortlist(), TARGETS)) == pytest.approx(
         _cross_entropy(logits), rel=1e-5
     )
