@@ -23,8 +23,11 @@ class MeanWords(Words):
 
     def __init__(self, config: MeanWordsConfig, tokenizer: Tokenizer, vectors: Tensor):
         super().__init__(config, tokenizer, vectors)
-        # Word vectors may have any scale, and a layer learns slowly from small numbers: hence the norm.
-        self.layer = nn.Sequential(nn.Linear(self.size, config.hidden), nn.LayerNorm(config.hidden), nn.Tanh())
+        # With the norm, states begin alike for word vectors of any scale, and small: an attention over large ones would
+        # begin with sharp choices. A bias before it would make all words begin as nearly the same.
+        linear, norm = nn.Linear(self.size, config.hidden, bias=False), nn.LayerNorm(config.hidden)
+        nn.init.constant_(norm.weight, 0.1)
+        self.layer = nn.Sequential(linear, norm, nn.Tanh())
         self.size = config.hidden
 
     def forward(self, batch: Batch) -> Encoded:
