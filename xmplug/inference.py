@@ -321,27 +321,25 @@ def _carried(
     method does not tell. Words are tokens with their attention, or n-grams with what they add to the logit."""
     encoder, fusion = module.encoder, module.fusion
     shortlist = Shortlist(nodes=torch.tensor(leaves[None], dtype=torch.int64, device=batch.tokens.device))
-    encoded = encoder(batch)
+    encoded, labels = model.encode(model.stages[-1], batch)
     attention = fusion.attention(encoded, shortlist)  # (1,C,T)
     if attention is not None and encoder.tokenizer is not None:
         return encoder.tokenizer.spans(text)[: int(batch.lengths[0])], attention[0].float().cpu().numpy()
     added = fusion.contributions(encoded, shortlist)  # (C,F)
     if added is None:
-        _, labels = model.encode(model.stages[-1], batch)
-        return _gradient_times_input(module, batch, labels, leaves, text)
+        return _gradient_times_input(module, batch, labels, shortlist, text)
     found = encoder.occurrences(text)
     return list(found.values()), added[:, list(found)].toarray()
 
 
 def _gradient_times_input(
-    module: LevelModel, batch: Batch, labels: LabelTexts | None, leaves: np.ndarray, text: str
+    module: LevelModel, batch: Batch, labels: LabelTexts | None, shortlist: Shortlist, text: str
 ) -> tuple[list[tuple[int, int]], np.ndarray] | None:
     """Where the words of `text` stand, and of each leaf's logit the gradient along each word's first vector, times that
     vector, (C, words): to first order, how much lower the logit were without the word. labels: the label texts that
     inform the score, which stay as they are. None where the encoder does not show these vectors."""
     encoder, inputs = module.encoder, module.encoder.input_vectors()
-    shortlist = Shortlist(nodes=torch.tensor(leaves[None], dtype=torch.int64, device=batch.tokens.device))
-    if inputs is None or encoder.tokenizer is None:
+    if inputs is None or shortlist.nodes is None or encoder.tokenizer is None:
         return None
     caught: list[Tensor] = []
 
@@ -354,7 +352,7 @@ def _gradient_times_input(
         # On a GPU, the LSTM of cuDNN goes backward in training only; PyTorch's own in prediction too.
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
             products = []
-            for leaf in range(len(leaves)):  # anew for each: some graphs go backward once only
+            for leaf in range(shortlist.nodes.shape[1]):  # anew for each: some graphs go backward once only
                 logits = module.fusion(encoder(batch), shortlist, labels).logits[0]
                 (gradient,) = torch.autograd.grad(logits[leaf], caught)
                 products.append((gradient * caught[0].detach())[0].sum(dim=-1))
