@@ -278,7 +278,8 @@ class LabelStructure(ABC):
 
 
 class LabelContext(ABC):
-    """Says which label texts inform the scores of a text; the encoder reads them, and the fusion gets both."""
+    """Says which label texts inform the scores of a text, which the encoder reads and the fusion gets beside it; or
+    which labels inform the score of a label."""
 
     training_only: ClassVar[bool] = False
     """Whether its label texts take part in training alone, so that the saved run does without it."""
@@ -299,12 +300,20 @@ class LabelContext(ABC):
     def save(self, folder: Path) -> None:
         """Write what `restore` needs."""
 
-    @abstractmethod
+    def fit_level(self, level: int, targets: csr_matrix) -> None:
+        """Learn what it needs of a level, once, after `fit`. targets (N,nodes): the true nodes of the training texts."""
+
+    def label_groups(self, level: int) -> Tensor | None:
+        """(nodes,k) int64, -1 = none: for each node of a level those that inform its score; None where none do."""
+        return None
+
     def label_texts(self, batch: Batch) -> LabelTexts | None:
-        """The label texts that inform each text of the batch; None where the method has none.
+        """The label texts that inform each text of the batch; None where the method has none. Asked for where the
+        fusion reads them.
 
         Texts without tokens, (U,0), are not read by the encoder: the fusion gets their places in the label set alone.
         """
+        return None
 
     def neighbours(self, batch: Batch) -> list[list[Neighbour]] | None:
         """For each text the training documents that its label texts come from; None where they come from none."""
@@ -320,7 +329,9 @@ class Fusion(nn.Module, ABC):
     training_only: ClassVar[tuple[str, ...]] = ()
     """Modules that only training needs; the saved run does without them."""
     reads_label_texts: ClassVar[bool] = False
-    """Whether `forward` reads the label texts; where it does not, a label context is left out."""
+    """Whether `forward` reads the label texts."""
+    reads_label_groups: ClassVar[bool] = False
+    """Whether it reads `label_groups`. Where a fusion reads neither, a label context is left out."""
     sparse: ClassVar[bool] = False
     """Whether it scores `Encoded.features`, the sparse vectors of an encoder that is sparse too."""
     solved: ClassVar[bool] = False
@@ -328,6 +339,13 @@ class Fusion(nn.Module, ABC):
     ranked_negatives: bool = False
     """Of a fusion that is solved: whether texts for which the level above ranks a node high are examples for its
     children, besides those for which the node is true."""
+    label_groups: Tensor | None
+    """(nodes,k) int64, -1 = none: for each node of its level those that inform its score; None where the label context
+    has no groups. Set by the runtime after `build`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("label_groups", None, persistent=False)
 
     @classmethod
     @abstractmethod
@@ -378,6 +396,13 @@ class Loss(nn.Module, ABC):
     @abstractmethod
     def build(cls, config: Any, task: Task) -> Loss:
         """A new loss."""
+
+    def sample(self, shortlist: Shortlist, targets: Targets, num_nodes: int) -> Shortlist:
+        """In training, which candidates of the last level to score: all true ones among them, and of the others those
+        that the loss looks at; by default all. Random choices come from torch's generator.
+
+        num_nodes: of the level. A text has no node twice."""
+        return shortlist
 
     @abstractmethod
     def forward(self, scores: Scores, shortlist: Shortlist, targets: Targets) -> Tensor:

@@ -44,8 +44,9 @@ class LevelModel(nn.Module):
 
 
 def _context(config: RunConfig) -> type[LabelContext]:
-    """The label context of a run: none where the fusion does not read label texts."""
-    if not config.components["fusion"].resolve().reads_label_texts:
+    """The label context of a run: none where the fusion reads nothing of it."""
+    fusion = config.components["fusion"].resolve()
+    if not (fusion.reads_label_texts or fusion.reads_label_groups):
         return NoContext
     context: type[LabelContext] = config.components["label_context"].resolve()
     return context
@@ -103,7 +104,10 @@ class Model(nn.Module):
         context = _context(config).fit(config.options["label_context"], corpus, encoder)
         if not isinstance(context, config.components["label_context"].resolve()):
             fusion, unread = config.components["fusion"].id, config.components["label_context"].id
-            context.notes = (f"{fusion} reads no label texts; label context {unread} is left out",)
+            context.notes = (f"{fusion} reads no label texts or groups; label context {unread} is left out",)
+        groups = config.components["fusion"].resolve().reads_label_groups
+        for level in range(structure.num_levels if groups else 0):
+            context.fit_level(level, structure.level_targets(level, corpus.targets))
         return cls(config, corpus.task, encoder, structure, context)
 
     @classmethod
@@ -167,7 +171,7 @@ class Model(nn.Module):
         """What the encoder of a stage makes of texts, and of the label texts that inform their scores."""
         level = self.level(levels[0])
         encoded, labels = level.encoder(batch), None
-        if level.training or not self.context.training_only:
+        if level.fusion.reads_label_texts and (level.training or not self.context.training_only):
             labels = self.context.label_texts(batch)
         if labels is not None:
             labels = labels.to(batch.tokens.device)
@@ -206,4 +210,6 @@ class Model(nn.Module):
         factory = self.config.components["fusion"].resolve()
         fusion = factory.build(self.config.options["fusion"], encoder, self.structure.level_size(level), self.task)
         assert isinstance(fusion, Fusion)
+        if fusion.reads_label_groups:
+            fusion.label_groups = self.context.label_groups(level)
         return fusion

@@ -345,9 +345,12 @@ class Trainer:
                 nodes, scores = candidates_for_training(ranked, targets[level - 1][places])
                 nodes, scores = nodes.to(where), scores.to(where)
             shortlist = self.model.structure.shortlist(level, batch, nodes, scores)
+            true = make_targets(targets[level], places).to(where)
+            if level == levels[-1]:  # the scores of a level above choose the candidates of the next
+                shortlist = self.model.loss.sample(shortlist, true, targets[level].shape[1])
             with autocast(precision):
                 predicted = self.model.score(level, encoded, shortlist, labels)
-            losses.append(self.model.loss(predicted, shortlist, make_targets(targets[level], places).to(where)))
+            losses.append(self.model.loss(predicted, shortlist, true))
             if level != levels[-1]:
                 best = best_nodes(self.model, level, predicted.logits.detach(), shortlist, self.model.structure.beam)
                 ranked = Ranked(*(tensor.cpu().numpy() for tensor in best))

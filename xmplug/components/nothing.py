@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import Corpus
-from ..interfaces import Batch, Encoder, LabelContext, Task
+from ..interfaces import Encoder, LabelContext, Task
 
 
 class NoContext(LabelContext):
@@ -20,6 +20,3 @@ class NoContext(LabelContext):
 
     def save(self, folder: Path) -> None:
         """Nothing to keep."""
-
-    def label_texts(self, batch: Batch) -> None:
-        """No text is informed by label texts."""
