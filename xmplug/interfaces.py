@@ -167,8 +167,6 @@ class Targets:
 class Encoder(nn.Module, ABC):
     """Turns the tokens of a text, or the raw text, into vectors."""
 
-    sparse: ClassVar[bool] = False
-    """Whether it makes sparse vectors of raw texts (`read`), which only a fusion that is sparse too can score."""
     tokenizer: Tokenizer | None
     """None where the encoder reads no tokens."""
     max_tokens: int
@@ -319,12 +317,9 @@ class Fusion(nn.Module, ABC):
     levels are not trained together."""
     training_only: ClassVar[tuple[str, ...]] = ()
     """Modules that only training needs; the saved run does without them."""
-    reads_label_texts: ClassVar[bool] = False
-    """Whether `forward` reads the label texts; where it does not, a label context is left out."""
-    sparse: ClassVar[bool] = False
-    """Whether it scores `Encoded.features`, the sparse vectors of an encoder that is sparse too."""
     solved: ClassVar[bool] = False
-    """Whether a level is fitted by one call of `solve` instead of by steps along a gradient; only of a sparse one."""
+    """Whether a level is fitted by one call of `solve` instead of by steps along a gradient; only of one that takes
+    sparse vectors."""
     ranked_negatives: bool = False
     """Of a fusion that is solved: whether texts for which the level above ranks a node high are examples for its
     children, besides those for which the node is true."""

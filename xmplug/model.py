@@ -14,7 +14,7 @@ from torch import nn
 from .components.nothing import NoContext
 from .config import RunConfig
 from .data import Corpus, Documents, TokenStore
-from .errors import ConfigError, DataError, ResourceError
+from .errors import DataError, ResourceError
 from .interfaces import (
     Batch,
     Encoded,
@@ -28,6 +28,7 @@ from .interfaces import (
     Shortlist,
     Task,
 )
+from .mixing import takes_context
 
 
 class LevelModel(nn.Module):
@@ -44,32 +45,11 @@ class LevelModel(nn.Module):
 
 
 def _context(config: RunConfig) -> type[LabelContext]:
-    """The label context of a run: none where the fusion does not read label texts."""
-    if not config.components["fusion"].resolve().reads_label_texts:
+    """The label context of a run: none where the fusion takes nothing from it."""
+    if not takes_context(config):
         return NoContext
     context: type[LabelContext] = config.components["label_context"].resolve()
     return context
-
-
-def _check_parts(config: RunConfig) -> None:
-    """Raises ConfigError for components that do not fit one another, or the way of training."""
-    encoder, fusion = config.components["encoder"], config.components["fusion"]
-    reads, makes = fusion.resolve().sparse, encoder.resolve().sparse
-    if reads != makes:
-        kinds = {True: "sparse vectors of raw text", False: "vectors of tokens"}
-        raise ConfigError(
-            f"fusion {fusion.id} scores {kinds[reads]}, encoder {encoder.id} makes {kinds[makes]}; exchange one of them"
-        )
-    if fusion.resolve().solved and config.components["loss"].resolve().margin_loss is None:
-        raise ConfigError(
-            f"fusion {fusion.id} is solved for a sum of margins, which loss {config.components['loss'].id} is not; "
-            "give --loss core:bce, or one that names its margin_loss"
-        )
-    if fusion.resolve().solved and config.training.levels == "together":
-        raise ConfigError(
-            f"fusion {fusion.id} is solved level by level, which training.levels together excludes; "
-            "give --training.levels apart, or a fusion that is trained in steps"
-        )
 
 
 class Model(nn.Module):
@@ -94,7 +74,6 @@ class Model(nn.Module):
     @classmethod
     def fit(cls, config: RunConfig, corpus: Corpus) -> Model:
         """A new model for these training texts, with the levels of its first stage."""
-        _check_parts(config)
         torch.manual_seed(config.training.seed)
         encoder = config.components["encoder"].resolve().fit(config.options["encoder"], corpus)
         if (features := encoder.read(corpus.documents)) is not None:
