@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from . import mixing
-from .errors import ConfigError, nearest
+from .errors import ConfigError, PluginError, nearest
 from .plugins import Plugins
 from .recipe import SLOTS, Component, ComponentConfig, Gives, Recipe, Slot, Takes
 
@@ -87,10 +87,16 @@ class RunConfig:
     training: TrainingConfig
 
     def given(self, source: str) -> Gives | None:
-        """What a slot's component gives; of an option of training, its value."""
+        """What a slot's component gives; of an option of training, its value.
+
+        Raises PluginError for a source that is neither.
+        """
         if source in SLOTS:
             return self.components[source].given(self.options[source])
-        return (str(getattr(self.training, source.partition(".")[2])),)
+        options = {f"training.{name}": name for name in TrainingConfig.model_fields}
+        if source not in options:
+            raise PluginError(f"a component takes something from {source!r}: {nearest(source, (*SLOTS, *options))}")
+        return (str(getattr(self.training, options[source])),)
 
     def taken(self, slot: Slot) -> Takes | None:
         """What a slot's component takes from others."""

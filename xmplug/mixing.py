@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
-from .errors import ConfigError
+from .errors import ConfigError, PluginError
 from .plugins import Plugins
 from .recipe import SLOTS, Slot
 
@@ -37,7 +37,10 @@ def takes_context(config: RunConfig) -> bool:
 
 
 def clashes(config: RunConfig) -> list[Clash]:
-    """All that does not fit in a configuration, what the fusion takes first."""
+    """All that does not fit in a configuration, what the fusion takes first.
+
+    Raises PluginError where something is taken from what is no slot and no option of training.
+    """
     found = []
     for slot in sorted(SLOTS, key=lambda slot: slot != "fusion"):
         if slot == "label_context" and not takes_context(config):
@@ -68,8 +71,11 @@ def _advice(config: RunConfig, plugins: Plugins, clash: Clash) -> str:
     partial: dict[str, list[str]] = {}
     for source in (clash.source, clash.slot):
         for option, value, changed in _changes(config, plugins, source):
-            said = clash.source in (changed.taken(clash.slot) or {}) and changed.given(clash.source) is not None
-            left = {(other.slot, other.source) for other in clashes(changed)}
+            try:
+                said = clash.source in (changed.taken(clash.slot) or {}) and changed.given(clash.source) is not None
+                left = {(other.slot, other.source) for other in clashes(changed)}
+            except PluginError:  # of a component that was not asked for
+                continue
             if said and (clash.slot, clash.source) not in left:
                 partial.setdefault(option, []).append(value)
                 if not left:

@@ -88,7 +88,7 @@ def _check_words(what: str, words: Iterable[str], known: set[str]) -> None:
             raise Failed(f"{what} {word!r}, a word that nothing else uses: {nearest(word, known)}")
 
 
-@of_plugin("declarations")
+@of_plugin("declarations", "mixing")
 def presets(suite: Suite) -> None:
     """Each recipe and each of its presets is a valid configuration, so that no user meets a preset that cannot run."""
     for recipe in suite.plugin.recipes:

@@ -183,9 +183,9 @@ class Suite:
         """Whether a recipe's other components can work with this one, and take what it gives."""
         try:
             config = merge(self.plugins, recipe.name, overrides=[(slot, component.id)])
+            return not clashes(config) and (slot != "label_context" or takes_context(config))
         except XmplugError:
-            return True  # said by `declarations` and `trains`
-        return not clashes(config) and (slot != "label_context" or takes_context(config))
+            return True  # said by `declarations`, `mixing` and `trains`
 
 
 def conformance(
