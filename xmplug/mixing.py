@@ -56,7 +56,7 @@ def check(config: RunConfig, plugins: Plugins) -> None:
     """Raises ConfigError for components that do not fit one another, or the way of training."""
     for clash in clashes(config):
         taken, given = _list(clash.taken, "or"), _list(clash.given, "and") or "nothing that it can take"
-        asker = f"{_title(clash.slot).replace('-', ' ')} {config.components[clash.slot].id}"
+        asker = f"{clash.slot.replace('_', ' ')} {config.components[clash.slot].id}"
         if clash.source in config.components:
             giver = config.components[clash.source].id  # type: ignore[index]
             reason = f"takes {taken} from the {clash.source.replace('_', ' ')}, and {giver} gives {given}"
