@@ -2,7 +2,7 @@
 
 The whole matrix of encoders, label structures, label contexts, fusions and losses, of the runtime and of all plugins
 that come with it; a component whose declaration depends on an option is there once for each choice of that option. Each
-mix either is refused for what its components declare, or is trained for three steps in each level and predicts. A label
+mix either is refused for what its components declare, or is trained for two steps in each level and predicts. A label
 context that the fusion takes nothing from is left out: mixes that differ in it alone are one model, which is trained
 with one of these contexts, each in its turn. With `pytest -s` a table says what came of it.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 import xmplug
-from xmplug import Component, ComponentConfig, ConfigError
+from xmplug import Component, ComponentConfig, ConfigError, PluginError
 from xmplug.components import WordsConfig
 from xmplug.config import RunConfig, merge, resolve
 from xmplug.data import Dataset, load_dataset, synthetic_dataset
@@ -51,10 +52,10 @@ SMALL: dict[str, Any] = {
     "fusion.size": 8,
     "fusion.layers": "8",
     "training.epochs": 1,
-    "training.batch_size": 16,
+    "training.batch_size": 24,
     "training.precision": "float32",
 }
-"""Of these each component gets the options that it has. 48 training texts: three steps."""
+"""Of these each component gets the options that it has. 48 training texts: two steps."""
 TEXTS = ["noise1 word0x1 noise2 word0x2 word3x3", "", "none of these words was ever seen"]
 RUNS_WITHOUT_MEANING = {("gudn:guided", "label_context")}
 """What takes from which slot, and would run with what it does not take: rows of labels in the place of label texts."""
@@ -192,7 +193,7 @@ def _train(config: RunConfig, data: Dataset, out: Path) -> _Losses:
     trainer = Trainer(config, PLUGINS, data, out, {}, False, said)
     trainer.run()
     fusion, levels = trainer.model.level(0).fusion, trainer.model.structure.num_levels
-    assert len(said.losses) == (0 if fusion.solved else 3 * levels) and all(map(math.isfinite, said.losses))
+    assert len(said.losses) == (0 if fusion.solved else 2 * levels) and all(map(math.isfinite, said.losses))
     found = Tagger(trainer.model.eval()).predict(TEXTS, k=3)
     assert len(found) == len(TEXTS) and all(found)
     assert all(0 <= prediction.score <= 1 for row in found for prediction in row)
@@ -313,15 +314,33 @@ def test_refused_on_the_command_line_before_torch_is_imported(options: str, tmp_
     assert line.startswith(f"xmplug: error: {REFUSED[options]}")
 
 
-def test_advice_is_what_works() -> None:
-    """Of the ways out each leads out; a component that says nothing is not among them."""
+@pytest.mark.parametrize(
+    ("recipe", "asked"),
+    [
+        ("attentionxml", {"encoder": "linear:tfidf"}),
+        ("linear", {"loss": "treaderxml:softmax_logistic"}),
+        ("linear", {"training.levels": "together"}),
+        ("linear", {"training.levels": "together", "encoder": "attentionxml:bilstm"}),
+        ("gudn", {"label_context": "gudn:own_labels"}),
+    ],
+)
+def test_each_way_out_leads_out(recipe: str, asked: dict[str, str]) -> None:
     with pytest.raises(ConfigError) as caught:
+        resolve(PLUGINS, recipe, overrides=asked.items())
+    _, _, advice = str(caught.value).partition("; give ")
+    ways = [way.partition(" ") for way in re.split(", or (?=--)", advice)]
+    tried = [(option, value) for option, _, values in ways for value in re.split(", | or ", values)]
+    assert tried
+    for option, value in tried:
+        resolve(PLUGINS, recipe, overrides={**asked, option[2:].replace("-", "_"): value}.items())
+
+
+def test_advice_names_options_too_and_where_no_change_mends_all_what_mends_the_first() -> None:
+    with pytest.raises(ConfigError, match=r"; give --label-context gudn:own_labels, .*--fusion\.label_input text"):
         resolve(PLUGINS, "gudn", overrides=[("fusion.label_input", "multi_hot")])
-    assert str(caught.value).endswith(
-        "give --label-context gudn:own_labels, or --fusion treaderxml:dual, or --fusion.label_input text"
-    )
-    with pytest.raises(ConfigError, match=r"give --label-context core:none, .*, or --fusion\.label_input multi_hot$"):
-        resolve(PLUGINS, "gudn", overrides=[("label_context", "gudn:own_labels")])
+    asked = [("fusion", "gudn:guided"), ("label_context", "gudn:own_labels"), ("training.levels", "together")]
+    with pytest.raises(ConfigError, match=r"tfidf gives sparse vectors; give --encoder .*--fusion .*one_vs_rest"):
+        resolve(PLUGINS, "linear", overrides=[*asked, ("loss", "treaderxml:softmax_logistic")])
 
 
 # Declarations of others ----------------------------------------------------------------------------------------------
@@ -354,6 +373,20 @@ def test_a_label_context_is_held_to_its_encoder_where_the_fusion_reads_it() -> N
         ("states",),
     )
     assert not clashes(_with("encoder", encoder, fusion="attentionxml:label_attention"))
+
+
+def test_a_wrong_declaration_is_met_only_by_those_who_ask_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "astray.py"
+    path.write_text(
+        "from xmplug import Component, ComponentConfig, hookimpl\n\n\n@hookimpl\ndef xmplug_fusions():\n    "
+        "takes = {'encodr': ('states',)}\n    "
+        "return [Component('astray', 'astray:Astray', ComponentConfig, 'wrong', takes=takes)]\n"
+    )
+    plugins = Plugins().load((str(path),))
+    with pytest.raises(ConfigError, match="give --encoder core:words"):
+        resolve(plugins, "attentionxml", overrides=[("encoder", "linear:tfidf")])
+    with pytest.raises(PluginError, match=r"takes something from 'encodr': did you mean 'encoder'\?"):
+        resolve(plugins, "attentionxml", overrides=[("fusion", "astray:astray")])
 
 
 def test_guides_that_there_are_not_take_no_labels() -> None:
