@@ -65,6 +65,11 @@ class PromisesPooled(Words):
     num_pooled = 1
 
 
+@_names("shapes", "encoder")
+class DeclaresPooled(Words):
+    gives = ("tokens", "word vectors", "states", "pooled vectors")
+
+
 @_names("save", "encoder")
 class ForgetsAPart(Words):
     """Weighs words by a table that `fit` makes and `save` does not write."""
@@ -242,7 +247,8 @@ class NeedsAnOption(Flat):
 def _components(slot: str) -> list[Component]:
     config = _CONFIGS.get(slot, NoOptions)
     names = [name for name, (_, place) in FAULTS.items() if place == slot]
-    return [Component(name, f"faulty:{name}", config, "with a fault") for name in names]
+    said = {name: getattr(globals()[name], "gives", None) for name in names}
+    return [Component(name, f"faulty:{name}", config, "with a fault", gives=said[name]) for name in names]
 
 
 @hookimpl

@@ -47,6 +47,15 @@ DECLARATIONS: dict[str, list[tuple[str, str]]] = {
         ("bce:BCE", "bce:Absent"),
         ("xmplug.components.bce:BCE", "xmplug.interfaces:Loss"),
     ],
+    "mixing": [
+        ('"a loss")', '"a loss", gives=())'),
+        ('"a loss")', '"a loss", gives=("a margin", "margins"))'),
+        ('"a loss")', '"a loss", gives=("a margin",), takes={"encoder": ("stats",)})'),
+        ('"a loss")', '"a loss", gives=("a margin",), takes={"training.level": ("apart",)})'),
+        ("@hookimpl\ndef xmplug_recipes", "@hookimpl\ndef xmplug_fusions():\n    takes = {'loss': ('a margin',)}\n    "
+         "return [Component('solved', 'xmplug_linear.fusion:OneVsRest', Config, 'a fusion', takes=takes)]"
+         "\n\n\n@hookimpl\ndef xmplug_recipes"),
+    ],
     "presets": [('"scale": 2.0', '"scales": 2.0'), ('"scale": 2.0', '"scale": "two"')],
     "documented": [('Field(1.0, description="factor of the loss")', "1.0"), ('"a method"', '""')],
     "round-trip": [

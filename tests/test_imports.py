@@ -18,6 +18,7 @@ ORDER = [
     ("errors",),
     ("recipe", "hookspecs"),
     ("plugins",),
+    ("mixing",),
     ("config",),
     ("interfaces", "ops", "data"),
     ("metrics", "calibration", "combination"),

@@ -183,6 +183,7 @@ def test_show_says_what_a_plugin_is_made_of(site: Path, tmp_path: Path) -> None:
         "preset ablation-0 encoder.vector_size=200, encoder.max_tokens=150",
         "label_context=core:none",
         "label-context treaderxml:scope: labels of the nearest texts",
+        "gives label texts takes word vectors from encoder",
         "--label-context.neighbours integer k: nearest training texts whose labels make the scope [5]",
         "--fusion.reading N,N,... the parts of Reading",
         "[masked,residual,full]",

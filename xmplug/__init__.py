@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, DataError, PluginError, ResourceError, RunError, XmplugError
 from .hookspecs import hookimpl
-from .recipe import Component, ComponentConfig, Paper, Recipe
+from .recipe import Component, ComponentConfig, Paper, Recipe, Takes
 
 if TYPE_CHECKING:
     from .api import Tagger, calibrate, copy_run, ensemble, load, train
@@ -32,6 +32,7 @@ __all__ = [
     "ResourceError",
     "RunError",
     "Tagger",
+    "Takes",
     "XmplugError",
     "calibrate",
     "copy_run",

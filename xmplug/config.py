@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from .errors import ConfigError, nearest
+from . import mixing
+from .errors import ConfigError, PluginError, nearest
 from .plugins import Plugins
-from .recipe import SLOTS, Component, ComponentConfig, Recipe, Slot
+from .recipe import SLOTS, Component, ComponentConfig, Gives, Recipe, Slot, Takes
 
 SECTIONS = (*SLOTS, "training")
 
@@ -85,6 +86,22 @@ class RunConfig:
     options: Mapping[Slot, ComponentConfig]
     training: TrainingConfig
 
+    def given(self, source: str) -> Gives | None:
+        """What a slot's component gives; of an option of training, its value.
+
+        Raises PluginError for a source that is neither.
+        """
+        if source in SLOTS:
+            return self.components[source].given(self.options[source])
+        options = {f"training.{name}": name for name in TrainingConfig.model_fields}
+        if source not in options:
+            raise PluginError(f"a component takes something from {source!r}: {nearest(source, (*SLOTS, *options))}")
+        return (str(getattr(self.training, options[source])),)
+
+    def taken(self, slot: Slot) -> Takes | None:
+        """What a slot's component takes from others."""
+        return self.components[slot].taken(self.options[slot])
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able; `resolve` reads it back to the same configuration."""
         sections: dict[str, Any] = {
@@ -128,9 +145,23 @@ def resolve(
     overrides: pairs of a dotted name and a value, e.g. `("training.epochs", "3")`; a slot's bare name exchanges its
     component, e.g. `("loss", "core:bce")`.
 
-    Raises ConfigError for an unknown preset, section or option, or a value out of bounds; PluginError for an unknown
-    recipe or component.
+    Raises ConfigError for an unknown preset, section or option, a value out of bounds, or components that do not fit
+    one another; PluginError for an unknown recipe or component.
     """
+    config = merge(plugins, recipe, preset=preset, file=file, overrides=overrides)
+    mixing.check(config, plugins)
+    return config
+
+
+def merge(
+    plugins: Plugins,
+    recipe: str,
+    *,
+    preset: str | None = None,
+    file: Mapping[str, Any] | None = None,
+    overrides: Iterable[tuple[str, Any]] = (),
+) -> RunConfig:
+    """What `resolve` gives, its components not held against one another."""
     method = plugins.recipe(recipe)
     if preset is not None and preset not in method.presets:
         raise ConfigError(f"recipe {recipe!r} has no preset {preset!r}: {nearest(preset, method.presets)}")

@@ -296,8 +296,6 @@ class Ensemble(Tagger):
 @torch.no_grad()
 def _vectors(model: Model, store: TokenStore) -> np.ndarray:
     encoder = model.level(model.structure.num_levels - 1).encoder.eval()
-    if encoder.sparse:
-        raise ConfigError(f"encoder {model.config.components['encoder'].id} makes sparse vectors; give a deep run")
     vectors = np.zeros((len(store), encoder.size), np.float32)
     for places in inference_order(store.lengths, model.config.training.batch_size):
         batch = make_batch(store, places).to(device())
@@ -305,8 +303,9 @@ def _vectors(model: Model, store: TokenStore) -> np.ndarray:
             encoded = encoder(batch)
         if encoded.pooled is not None:
             found = encoded.pooled.float().mean(dim=1)
+        elif encoded.states is None:
+            raise ConfigError(f"encoder {model.config.components['encoder'].id} makes sparse vectors; give a deep run")
         else:
-            assert encoded.states is not None
             weights = encoded.mask[:, :, None].float()
             found = (encoded.states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
         vectors[places] = found.cpu().numpy()

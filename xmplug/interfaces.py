@@ -167,8 +167,6 @@ class Targets:
 class Encoder(nn.Module, ABC):
     """Turns the tokens of a text, or the raw text, into vectors."""
 
-    sparse: ClassVar[bool] = False
-    """Whether it makes sparse vectors of raw texts (`read`), which only a fusion that is sparse too can score."""
     tokenizer: Tokenizer | None
     """None where the encoder reads no tokens."""
     max_tokens: int
@@ -308,8 +306,7 @@ class LabelContext(ABC):
         return None
 
     def label_texts(self, batch: Batch) -> LabelTexts | None:
-        """The label texts that inform each text of the batch; None where the method has none. Asked for where the
-        fusion reads them.
+        """The label texts that inform each text of the batch; None where the method has none.
 
         Texts without tokens, (U,0), are not read by the encoder: the fusion gets their places in the label set alone.
         """
@@ -328,14 +325,9 @@ class Fusion(nn.Module, ABC):
     levels are not trained together."""
     training_only: ClassVar[tuple[str, ...]] = ()
     """Modules that only training needs; the saved run does without them."""
-    reads_label_texts: ClassVar[bool] = False
-    """Whether `forward` reads the label texts."""
-    reads_label_groups: ClassVar[bool] = False
-    """Whether it reads `label_groups`. Where a fusion reads neither, a label context is left out."""
-    sparse: ClassVar[bool] = False
-    """Whether it scores `Encoded.features`, the sparse vectors of an encoder that is sparse too."""
     solved: ClassVar[bool] = False
-    """Whether a level is fitted by one call of `solve` instead of by steps along a gradient; only of a sparse one."""
+    """Whether a level is fitted by one call of `solve` instead of by steps along a gradient; only of one that takes
+    sparse vectors."""
     ranked_negatives: bool = False
     """Of a fusion that is solved: whether texts for which the level above ranks a node high are examples for its
     children, besides those for which the node is true."""

@@ -14,7 +14,7 @@ from torch import nn
 from .components.nothing import NoContext
 from .config import RunConfig
 from .data import Corpus, Documents, TokenStore
-from .errors import ConfigError, DataError, ResourceError
+from .errors import DataError, ResourceError
 from .interfaces import (
     Batch,
     Encoded,
@@ -28,6 +28,7 @@ from .interfaces import (
     Shortlist,
     Task,
 )
+from .mixing import takes_context
 
 
 class LevelModel(nn.Module):
@@ -44,33 +45,11 @@ class LevelModel(nn.Module):
 
 
 def _context(config: RunConfig) -> type[LabelContext]:
-    """The label context of a run: none where the fusion reads nothing of it."""
-    fusion = config.components["fusion"].resolve()
-    if not (fusion.reads_label_texts or fusion.reads_label_groups):
+    """The label context of a run: none where the fusion takes nothing from it."""
+    if not takes_context(config):
         return NoContext
     context: type[LabelContext] = config.components["label_context"].resolve()
     return context
-
-
-def _check_parts(config: RunConfig) -> None:
-    """Raises ConfigError for components that do not fit one another, or the way of training."""
-    encoder, fusion = config.components["encoder"], config.components["fusion"]
-    reads, makes = fusion.resolve().sparse, encoder.resolve().sparse
-    if reads != makes:
-        kinds = {True: "sparse vectors of raw text", False: "vectors of tokens"}
-        raise ConfigError(
-            f"fusion {fusion.id} scores {kinds[reads]}, encoder {encoder.id} makes {kinds[makes]}; exchange one of them"
-        )
-    if fusion.resolve().solved and config.components["loss"].resolve().margin_loss is None:
-        raise ConfigError(
-            f"fusion {fusion.id} is solved for a sum of margins, which loss {config.components['loss'].id} is not; "
-            "give --loss core:bce, or one that names its margin_loss"
-        )
-    if fusion.resolve().solved and config.training.levels == "together":
-        raise ConfigError(
-            f"fusion {fusion.id} is solved level by level, which training.levels together excludes; "
-            "give --training.levels apart, or a fusion that is trained in steps"
-        )
 
 
 class Model(nn.Module):
@@ -95,7 +74,6 @@ class Model(nn.Module):
     @classmethod
     def fit(cls, config: RunConfig, corpus: Corpus) -> Model:
         """A new model for these training texts, with the levels of its first stage."""
-        _check_parts(config)
         torch.manual_seed(config.training.seed)
         encoder = config.components["encoder"].resolve().fit(config.options["encoder"], corpus)
         if (features := encoder.read(corpus.documents)) is not None:
@@ -105,8 +83,8 @@ class Model(nn.Module):
         if not isinstance(context, config.components["label_context"].resolve()):
             fusion, unread = config.components["fusion"].id, config.components["label_context"].id
             context.notes = (f"{fusion} reads no label texts or groups; label context {unread} is left out",)
-        groups = config.components["fusion"].resolve().reads_label_groups
-        for level in range(structure.num_levels if groups else 0):
+        learns = type(context).fit_level is not LabelContext.fit_level
+        for level in range(structure.num_levels if learns else 0):
             context.fit_level(level, structure.level_targets(level, corpus.targets))
         return cls(config, corpus.task, encoder, structure, context)
 
@@ -171,7 +149,7 @@ class Model(nn.Module):
         """What the encoder of a stage makes of texts, and of the label texts that inform their scores."""
         level = self.level(levels[0])
         encoded, labels = level.encoder(batch), None
-        if level.fusion.reads_label_texts and (level.training or not self.context.training_only):
+        if level.training or not self.context.training_only:
             labels = self.context.label_texts(batch)
         if labels is not None:
             labels = labels.to(batch.tokens.device)
@@ -210,6 +188,5 @@ class Model(nn.Module):
         factory = self.config.components["fusion"].resolve()
         fusion = factory.build(self.config.options["fusion"], encoder, self.structure.level_size(level), self.task)
         assert isinstance(fusion, Fusion)
-        if fusion.reads_label_groups:
-            fusion.label_groups = self.context.label_groups(level)
+        fusion.label_groups = self.context.label_groups(level)
         return fusion

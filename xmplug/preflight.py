@@ -47,8 +47,8 @@ def check_resources(model: Model, store: TokenStore, out: Path) -> str:
     # Weights, gradients, two moments and the average; then states and label contexts, forward and backward.
     training = max(parameters) * 4 * 5 + sum(parameters) * 4
     texts = min(settings.batch_size, settings.micro_batch or settings.batch_size)
-    reads_labels = module.fusion.reads_label_texts and not isinstance(model.context, NoContext)
-    reading = module.encoder.activations(tokens) * (2 if reads_labels else 1)
+    given = None if isinstance(model.context, NoContext) else model.config.given("label_context")
+    reading = module.encoder.activations(tokens) * (2 if given and "label texts" in given else 1)
     activations = texts * 4 * (reading + 4 * widest * size + 2 * widest * tokens)
     where = device().type
     needed = training + activations

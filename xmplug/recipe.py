@@ -6,7 +6,7 @@ Torch-free: a component names its implementation by a string, which is imported 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
@@ -41,6 +41,29 @@ class ComponentConfig(BaseModel):
         return values
 
 
+Gives = tuple[str, ...]
+Takes = Mapping[str, tuple[str, ...]]
+WORDS: Mapping[str, Mapping[str, str]] = {
+    "encoder": {
+        "tokens": "it has a tokenizer, and reads tokens",
+        "word vectors": "a vector for each token id that does not depend on its neighbours",
+        "states": "a vector for each token of a text",
+        "pooled vectors": "vectors of a text as a whole",
+        "sparse vectors": "sparse features of the raw text",
+    },
+    "label_structure": {},
+    "label_context": {
+        "nothing": "no label informs a text; of a component that does without a label context",
+        "label texts": "texts of labels, which the encoder reads",
+        "label numbers": "places in the label set, which the encoder does not read",
+        "label groups": "for each label, or node of a tree, those that inform its score",
+    },
+    "fusion": {},
+    "loss": {"a margin": "it sums a function of the margin over the candidates, and names it in `margin_loss`"},
+}
+"""What components give, by slot, in the words of `Component.gives` and `takes`. A plugin may have words of its own."""
+
+
 @dataclass(frozen=True)
 class Component:
     """One implementation of a slot.
@@ -49,6 +72,11 @@ class Component:
     factory: `"package.module:Class"`, a subclass of the slot's interface in `xmplug.interfaces`.
     config: the pydantic model of its options.
     summary: one line for `xmplug plugins`.
+    gives: what other slots can take from it, in the words of `WORDS`. takes: by slot what it takes from there, one of
+    several, such as {"encoder": ("states", "pooled vectors")}, or by an option of training the values that it can work
+    with, such as {"training.levels": ("apart",)}; a label context is left out where the fusion takes nothing from it.
+    Either may be a function of the options. What does not fit is refused when a run's configuration is resolved; None:
+    not said, so that nothing is refused on its account.
     """
 
     name: str
@@ -56,10 +84,20 @@ class Component:
     config: type[ComponentConfig]
     summary: str
     plugin: str = ""
+    gives: Gives | Callable[[Any], Gives] | None = None
+    takes: Takes | Callable[[Any], Takes] | None = field(default=None, hash=False)
 
     @property
     def id(self) -> str:
         return f"{self.plugin}:{self.name}"
+
+    def given(self, config: ComponentConfig) -> Gives | None:
+        """What it gives with these options."""
+        return self.gives(config) if callable(self.gives) else self.gives
+
+    def taken(self, config: ComponentConfig) -> Takes | None:
+        """What it takes with these options."""
+        return self.takes(config) if callable(self.takes) else self.takes
 
     def resolve(self) -> Any:
         """Import and return the class named by `factory`.

@@ -362,7 +362,8 @@ class Trainer:
         structure, module = self.model.structure, self.model.level(level)
         features, margin_loss = self.train_data.store.features, self.model.loss.margin_loss
         assert features is not None
-        assert margin_loss is not None
+        if margin_loss is None:
+            raise ConfigError(f"loss {self.config.components['loss'].id} has no margin_loss; a level is solved for one")
         targets = structure.level_targets(level, self.train_data.targets)
         siblings = structure.siblings(level)
         if level:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import ValidationError
 
 from ..recipe import SLOTS
 from .options import Sections, plugin_option, title, write_options
 
 if TYPE_CHECKING:
     from ..plugins import Plugin
-    from ..recipe import Recipe
+    from ..recipe import Component, Recipe
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -67,7 +68,7 @@ def show(context: click.Context, name: str, plugin_files: tuple[str, ...]) -> No
         click.echo(formatter.getvalue().rstrip())
     for slot, components in plugin.components.items():
         for component in components:
-            click.echo(f"\n{title(slot)} {component.id}: {component.summary}")
+            click.echo(f"\n{title(slot)} {component.id}: {component.summary}{_given_and_taken(component)}")
             formatter = click.HelpFormatter(width=100)
             fields = component.config.model_fields.items()
             defaults = {
@@ -162,6 +163,18 @@ def _echo_fault(plugin: Plugin) -> None:
 
 def _year_and_address(recipe: Recipe) -> str:
     return f" ({recipe.paper.year}, {recipe.paper.url})" if recipe.paper else ""
+
+
+def _given_and_taken(component: Component) -> str:
+    """What a component gives to other slots and takes from them, with its default options."""
+    try:
+        options = component.config()
+    except ValidationError:  # one that only its user can give
+        return ""
+    given, taken = component.given(options), component.taken(options) or {}
+    lines = [f"gives {', '.join(given)}"] if given else []
+    lines += [f"takes {' or '.join(words)} from {title(source)}" for source, words in taken.items()]
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def _changes(options: Any) -> str:

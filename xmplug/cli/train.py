@@ -68,6 +68,13 @@ def command(
         if not value:
             raise click.UsageError(f"{name} is missing; see `xmplug train --help`")
 
+    from ..config import resolve
+    from ..plugins import Plugins
+
+    # A wrong option, or components that do not fit one another, are said before torch is imported.
+    plugins = Plugins().load(layers.plugin_files)
+    resolve(plugins, layers.recipe, preset=layers.preset, file=layers.file, overrides=layers.overrides)
+
     from ..api import train
     from .progress import show_training
 

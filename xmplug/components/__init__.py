@@ -60,7 +60,8 @@ class BCEConfig(ComponentConfig):
 
 @hookimpl
 def xmplug_encoders() -> list[Component]:
-    return [Component("words", "xmplug.components.words:Words", WordsConfig, "a vector for each word")]
+    gives = ("tokens", "word vectors", "states")
+    return [Component("words", "xmplug.components.words:Words", WordsConfig, "a vector for each word", gives=gives)]
 
 
 @hookimpl
@@ -78,11 +79,26 @@ def xmplug_label_structures() -> list[Component]:
 
 @hookimpl
 def xmplug_label_contexts() -> list[Component]:
-    return [Component("none", "xmplug.components.nothing:NoContext", NoContextConfig, "no label texts inform a text")]
+    return [
+        Component(
+            "none",
+            "xmplug.components.nothing:NoContext",
+            NoContextConfig,
+            "no label texts inform a text",
+            gives=("nothing",),
+            takes={},
+        )
+    ]
 
 
 @hookimpl
 def xmplug_losses() -> list[Component]:
     return [
-        Component("bce", "xmplug.components.bce:BCE", BCEConfig, "binary cross-entropy, summed over the candidates")
+        Component(
+            "bce",
+            "xmplug.components.bce:BCE",
+            BCEConfig,
+            "binary cross-entropy, summed over the candidates",
+            gives=("a margin",),
+        )
     ]

@@ -6,13 +6,15 @@ import importlib.metadata
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..config import options_of, resolve
-from ..errors import XmplugError
+from pydantic import ValidationError
+
+from ..config import TrainingConfig, options_of, resolve
+from ..errors import XmplugError, nearest
 from ..plugins import Plugin
-from ..recipe import SLOTS, Component, ComponentConfig, Slot
+from ..recipe import SLOTS, WORDS, Component, ComponentConfig, Gives, Slot, Takes
 from .methods import run_python
 from .registry import Failed, Skipped, of_plugin
 from .suite import Suite
@@ -44,6 +46,49 @@ def declarations(suite: Suite) -> None:
 
 
 @of_plugin("declarations")
+def mixing(suite: Suite) -> None:
+    """What components say they give and take is in words that others use too, and agrees with their classes: it alone
+    decides what they can be put together with."""
+    others = [(slot, *_said(component)) for plugin in suite.plugins.found for slot, component in _components(plugin)]
+    for slot, component in _components(suite.plugin):
+        given, taken = _said(component)
+        known = {*WORDS[slot]}.union(*((theirs or {}).get(slot, ()) for _, _, theirs in others))
+        _check_words(f"{component.id} gives", given or (), known)
+        for source, words in (taken or {}).items():
+            if source in WORDS:
+                known = {*WORDS[source]}.union(*(theirs or () for place, theirs, _ in others if place == source))
+                _check_words(f"{component.id} takes, from {source},", words, known)
+            elif source not in (options := [f"training.{name}" for name in TrainingConfig.model_fields]):
+                raise Failed(f"{component.id} takes something from {source!r}: {nearest(source, (*SLOTS, *options))}")
+        found = component.resolve()
+        if slot == "loss" and given is not None and ("a margin" in given) != (found.margin_loss is not None):
+            raise Failed(
+                f"{component.id} gives {given or 'nothing'}, and margin_loss of {component.factory} is "
+                f"{found.margin_loss!r}; 'a margin' is given where margin_loss is set, and only there"
+            )
+        if slot == "fusion" and found.solved and not {"loss", "training.levels"} <= {*(taken or {})}:
+            raise Failed(
+                f"{component.factory} is solved, and {component.id} does not take 'a margin' from the loss and 'apart' "
+                "from training.levels; declare both"
+            )
+
+
+def _said(component: Component) -> tuple[Gives | None, Takes | None]:
+    """What a component gives and takes with its default options."""
+    try:
+        options = component.config()
+    except ValidationError:  # one that only its user can give
+        return None, None
+    return component.given(options), component.taken(options)
+
+
+def _check_words(what: str, words: Iterable[str], known: set[str]) -> None:
+    for word in words:
+        if word not in known:
+            raise Failed(f"{what} {word!r}, a word that nothing else uses: {nearest(word, known)}")
+
+
+@of_plugin("declarations", "mixing")
 def presets(suite: Suite) -> None:
     """Each recipe and each of its presets is a valid configuration, so that no user meets a preset that cannot run."""
     for recipe in suite.plugin.recipes:

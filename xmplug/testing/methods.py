@@ -18,12 +18,13 @@ import torch
 from scipy.sparse import csr_matrix
 
 from ..components import WordsConfig
-from ..config import RunConfig, TrainingConfig, resolve
+from ..config import RunConfig, TrainingConfig, merge, resolve
 from ..data import Dataset, TokenStore, load_dataset, synthetic_dataset
 from ..data.batches import make_batch, make_targets
 from ..errors import ConfigError
 from ..inference import Ranked, Tagger, device, rank_stage
 from ..interfaces import Batch, Scores, Shortlist, Targets
+from ..mixing import check
 from ..model import Model
 from ..plugins import Plugins
 from ..recipe import SLOTS, Component, ComponentConfig, Slot
@@ -169,9 +170,11 @@ class Method:
     def config(self, corpus: Path, **changes: Any) -> RunConfig:
         options = {**self.options(self.suite.given(corpus)), **changes}
         try:
-            return resolve(self.suite.plugins, self.recipe, overrides=options.items())
+            config = merge(self.suite.plugins, self.recipe, overrides=options.items())
         except ConfigError as error:
             raise Failed(str(error)) from None
+        check(config, self.suite.plugins)
+        return config
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Those that this method has, of the given ones and of those that make models small."""
@@ -188,7 +191,7 @@ class Method:
 
     def _components(self, given: Mapping[str, Any]) -> Mapping[Slot, Component]:
         slots = [(name, value) for name, value in self._own(given).items() if name in SLOTS]
-        return resolve(self.suite.plugins, self.recipe, overrides=slots).components
+        return merge(self.suite.plugins, self.recipe, overrides=slots).components
 
     def _own(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What is given for all methods, then for this one; the component that is exchanged stays."""

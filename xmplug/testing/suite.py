@@ -14,7 +14,9 @@ from typing import Any
 from unittest import mock
 from weakref import finalize
 
+from ..config import merge
 from ..errors import ConfigError, PluginError, XmplugError, nearest
+from ..mixing import clashes, takes_context
 from ..plugins import Plugins
 from ..recipe import SLOTS, Component, Recipe, Slot
 from .methods import Method, train_elsewhere
@@ -178,15 +180,12 @@ class Suite:
             return False  # said by `declarations`
 
     def _fits(self, recipe: Recipe, slot: Slot, component: Component) -> bool:
-        """Whether a recipe's other components can work with this one."""
+        """Whether a recipe's other components can work with this one, and take what it gives."""
         try:
-            chosen = {part: self.plugins.components[part].find(recipe.component(part)) for part in SLOTS}
-            chosen[slot] = component
-            encoder, fusion, loss = (chosen[part].resolve() for part in ("encoder", "fusion", "loss"))
-        except PluginError:
-            return True  # said by `declarations`
-        reads = slot != "label_context" or fusion.reads_label_texts
-        return reads and encoder.sparse == fusion.sparse and not (fusion.solved and loss.margin_loss is None)
+            config = merge(self.plugins, recipe.name, overrides=[(slot, component.id)])
+            return not clashes(config) and (slot != "label_context" or takes_context(config))
+        except XmplugError:
+            return True  # said by `declarations`, `mixing` and `trains`
 
 
 def conformance(

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ..evaluation import evaluate_documents
 from ..inference import device
 from ..interfaces import Encoded, Scores
+from ..model import Model
+from ..recipe import Slot
 from ..saving import load_run, read_tensors
 from .methods import Method, Step, StopInside, Walk
 from .registry import Failed, Skipped, of_method
@@ -61,6 +63,7 @@ def shapes(method: Method) -> None:
             with torch.no_grad():
                 encoded = walk.model.level(level).encoder(step.batch)
                 _shapes_of_encoded(encoded, step, encoder.size, encoder.num_pooled)
+                _gives_what_it_says(walk.model, encoded, step)
                 _shapes_of_scores(walk, step)
             if walk.training and not method.solved:
                 with _training(walk, level):
@@ -82,6 +85,29 @@ def _shapes_of_encoded(encoded: Encoded, step: Step, size: int, num_pooled: int)
         _expect("Encoded.features", encoded.features, (texts, size), None)
     if encoded.states is None and encoded.pooled is None and encoded.features is None:
         raise Failed("Encoded holds neither states nor pooled vectors nor features; give one of them")
+
+
+def _gives_what_it_says(model: Model, encoded: Encoded, step: Step) -> None:
+    encoder, labels = model.level(step.level).encoder, model.context.label_texts(step.batch)
+    found: dict[Slot, dict[str, bool]] = {
+        "encoder": {
+            "tokens": encoder.tokenizer is not None,
+            "word vectors": encoder.word_vectors() is not None,
+            "states": encoded.states is not None,
+            "pooled vectors": encoded.pooled is not None,
+            "sparse vectors": encoded.features is not None,
+        }
+    }
+    # A context that the fusion takes nothing from is left out, and one of which nothing comes has nothing to show.
+    if labels is not None:
+        read = bool(labels.texts.tokens.shape[1])
+        found["label_context"] = {"nothing": False, "label texts": read, "label numbers": not read}
+    for slot, words in found.items():
+        said, component = model.config.given(slot), model.config.components[slot].id
+        for word, there in words.items():
+            if said is not None and (word in said) != there:
+                does, advice = ("gives", "add it to") if there else ("does not give", "take it out of")
+                raise Failed(f"{slot} {component} {does} {word!r}, and gives={said} is declared; {advice} gives")
 
 
 def _shapes_of_scores(walk: Walk, step: Step) -> None:

@@ -61,7 +61,15 @@ def _table2(
 
 @hookimpl
 def xmplug_encoders() -> list[Component]:
-    return [Component("bilstm", "xmplug_attentionxml.encoder:BiLSTM", BiLSTMConfig, "word vectors and BiLSTM states")]
+    return [
+        Component(
+            "bilstm",
+            "xmplug_attentionxml.encoder:BiLSTM",
+            BiLSTMConfig,
+            "word vectors and BiLSTM states",
+            gives=("tokens", "word vectors", "states"),
+        )
+    ]
 
 
 @hookimpl
@@ -77,6 +85,7 @@ def xmplug_fusions() -> list[Component]:
             "xmplug_attentionxml.attention:LabelAttention",
             LabelAttentionConfig,
             "multi-label attention and a perceptron shared by all labels",
+            takes={"encoder": ("states",)},
         )
     ]
 

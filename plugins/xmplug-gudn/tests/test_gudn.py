@@ -199,5 +199,5 @@ def test_explanation_names_the_words_that_carry_the_label(run: Path) -> None:
 
 def test_what_it_needs_is_said(corpus: Path, quick: dict[str, Any], tmp_path: Path) -> None:
     options = {name: value for name, value in quick.items() if not name.startswith("label_context")}
-    with pytest.raises(xmplug.ConfigError, match=r"needs --label-context gudn:own_labels"):
+    with pytest.raises(xmplug.ConfigError, match=r"give --label-context gudn:own_labels"):
         xmplug.train("gudn", corpus, tmp_path / "run", options=options | {"fusion.label_input": "multi_hot"})

@@ -138,13 +138,6 @@ def test_multi_hot_vectors_are_the_sum_of_rows() -> None:
     np.testing.assert_allclose(_double(scores.extras["link"]), link, rtol=1e-4, atol=1e-5)
 
 
-def test_label_input_and_label_context_must_agree() -> None:
-    with pytest.raises(ConfigError, match=r"needs fusion\.label_input multi_hot"):
-        _guided()(_encoded(B), Shortlist(), _labels(encoded=False))
-    with pytest.raises(ConfigError, match="needs --label-context gudn:own_labels"):
-        _guided(label_input="multi_hot")(_encoded(B), Shortlist(), _labels())
-
-
 def test_in_prediction_a_text_depends_on_no_other() -> None:
     fusion = _guided().train()
     for seed in range(3):

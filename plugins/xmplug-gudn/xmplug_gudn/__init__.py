@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from xmplug import Component, ComponentConfig, Paper, Recipe, hookimpl
+from xmplug import Component, ComponentConfig, Paper, Recipe, Takes, hookimpl
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """A small encoder: 6 layers of 384 numbers. The extra `minilm` brings its files, for machines without internet."""
@@ -106,24 +106,56 @@ def _ablation(name: str) -> dict[str, dict[str, Any]]:
 
 @hookimpl
 def xmplug_encoders() -> list[Component]:
-    return [Component("bert", "xmplug_gudn.encoder:Bert", BertConfig, "pretrained transformer encoder")]
+    return [
+        Component(
+            "bert",
+            "xmplug_gudn.encoder:Bert",
+            BertConfig,
+            "pretrained transformer encoder",
+            gives=("tokens", "word vectors", "states", "pooled vectors"),
+        )
+    ]
 
 
 @hookimpl
 def xmplug_label_contexts() -> list[Component]:
     return [
         Component(
-            "reinforced", "xmplug_gudn.labels:Reinforced", ReinforcedConfig, "a training text's labels as one text"
+            "reinforced",
+            "xmplug_gudn.labels:Reinforced",
+            ReinforcedConfig,
+            "a training text's labels as one text",
+            gives=("label texts",),
+            takes={"encoder": ("tokens",)},
         ),
-        Component("own_labels", "xmplug_gudn.labels:OwnLabels", OwnLabelsConfig, "a training text's labels by number"),
+        Component(
+            "own_labels",
+            "xmplug_gudn.labels:OwnLabels",
+            OwnLabelsConfig,
+            "a training text's labels by number",
+            gives=("label numbers",),
+            takes={},
+        ),
     ]
+
+
+def _taken_by_guided(config: GuidedConfig) -> Takes:
+    encoder = {"encoder": ("pooled vectors", "states")}
+    if not config.guides:
+        return encoder
+    labels = ("label numbers",) if config.label_input == "multi_hot" else ("label texts", "nothing")
+    return {**encoder, "label_context": labels}
 
 
 @hookimpl
 def xmplug_fusions() -> list[Component]:
     return [
         Component(
-            "guided", "xmplug_gudn.network:Guided", GuidedConfig, "ranking classifier with a guide network in training"
+            "guided",
+            "xmplug_gudn.network:Guided",
+            GuidedConfig,
+            "ranking classifier with a guide network in training",
+            takes=_taken_by_guided,
         )
     ]
 
@@ -132,7 +164,11 @@ def xmplug_fusions() -> list[Component]:
 def xmplug_losses() -> list[Component]:
     return [
         Component(
-            "guided", "xmplug_gudn.loss:GuidedLoss", GuidedLossConfig, "logistic loss of the classifier and the guides"
+            "guided",
+            "xmplug_gudn.loss:GuidedLoss",
+            GuidedLossConfig,
+            "logistic loss of the classifier and the guides",
+            gives=(),
         )
     ]
 

@@ -114,7 +114,6 @@ class Guided(Fusion):
 
     per_node: ClassVar[tuple[str, ...]] = ("classifier", "link")
     training_only: ClassVar[tuple[str, ...]] = ("labels", "shape", "guide", "link")
-    reads_label_texts: ClassVar[bool] = True
 
     def __init__(
         self, config: GuidedConfig, states: int, num_pooled: int, num_nodes: int, num_labels: int, rate: float
@@ -171,13 +170,9 @@ class Guided(Fusion):
         the sum."""
         weights = labels.weights / labels.weights.sum(dim=1, keepdim=True).clamp(min=1e-12)
         if isinstance(self.labels, MultiHotFeatures):
-            if labels.encoded is not None:
-                raise ConfigError("fusion.label_input multi_hot needs --label-context gudn:own_labels")
             each, weights = self.labels(labels.texts.index), labels.weights
-        elif labels.encoded is None:
-            raise ConfigError("--label-context gudn:own_labels needs fusion.label_input multi_hot")
         else:
-            assert self.labels is not None
+            assert self.labels is not None and labels.encoded is not None
             each = self.labels(_pooled(labels.encoded))  # (U,size)
         of_text = each[labels.members.clamp(min=0)]  # (B,K,size)
         summed = (of_text * weights.to(each.dtype)[:, :, None]).sum(dim=1)

@@ -536,8 +536,8 @@ def test_weights_of_another_run(options: dict[str, Any], corpus: Path, run: Path
 # Refused -------------------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[str, str]] = {
-    "sparse vectors for attention": ("--plugin attentionxml --encoder linear:tfidf", "linear:tfidf makes sparse"),
-    "tokens for weights": ("--plugin linear --encoder attentionxml:bilstm", "attentionxml:bilstm makes vectors"),
+    "sparse vectors for attention": ("--plugin attentionxml --encoder linear:tfidf", "linear:tfidf gives sparse"),
+    "tokens for weights": ("--plugin linear --encoder attentionxml:bilstm", "attentionxml:bilstm gives tokens"),
     "a loss without a margin": ("--plugin linear --loss treaderxml:softmax_logistic", "give --loss core:bce"),
     "characters that are no two lengths": ("--plugin linear --encoder.characters 3", "encoder.characters"),
     "characters upside down": ("--plugin linear --encoder.characters 5,3", "encoder.characters"),

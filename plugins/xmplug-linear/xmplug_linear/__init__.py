@@ -66,7 +66,15 @@ class SquaredHingeConfig(ComponentConfig):
 
 @hookimpl
 def xmplug_encoders() -> list[Component]:
-    return [Component("tfidf", "xmplug_linear.tfidf:Tfidf", TfidfConfig, "TF-IDF of words and n-grams, sparse")]
+    return [
+        Component(
+            "tfidf",
+            "xmplug_linear.tfidf:Tfidf",
+            TfidfConfig,
+            "TF-IDF of words and n-grams, sparse",
+            gives=("sparse vectors",),
+        )
+    ]
 
 
 @hookimpl
@@ -89,6 +97,7 @@ def xmplug_fusions() -> list[Component]:
             "xmplug_linear.fusion:OneVsRest",
             OneVsRestConfig,
             "a sparse linear classifier for each node, solved by dual coordinate descent",
+            takes={"encoder": ("sparse vectors",), "loss": ("a margin",), "training.levels": ("apart",)},
         )
     ]
 
@@ -96,7 +105,13 @@ def xmplug_fusions() -> list[Component]:
 @hookimpl
 def xmplug_losses() -> list[Component]:
     return [
-        Component("squared_hinge", "xmplug_linear.loss:SquaredHinge", SquaredHingeConfig, "max(0, 1 - margin) squared")
+        Component(
+            "squared_hinge",
+            "xmplug_linear.loss:SquaredHinge",
+            SquaredHingeConfig,
+            "max(0, 1 - margin) squared",
+            gives=("a margin",),
+        )
     ]
 
 

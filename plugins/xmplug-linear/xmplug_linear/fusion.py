@@ -30,7 +30,6 @@ class OneVsRest(Fusion):
     """
 
     per_node = tuple(_ARRAYS)
-    sparse = True
     solved = True
 
     def __init__(self, config: OneVsRestConfig, size: int, num_nodes: int, seed: int):

@@ -35,7 +35,6 @@ class Tfidf(Encoder):
     all stand a deep run's vectors of the texts, where `vectors` names one (XR-Transformer: Zhang et al., 2021).
     """
 
-    sparse = True
     tokenizer = None
     max_tokens = 0
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from xmplug import Component, ComponentConfig, Paper, Recipe, hookimpl
+from xmplug import Component, ComponentConfig, Paper, Recipe, Takes, hookimpl
 from xmplug.components import WordsConfig
 
 
@@ -55,8 +55,7 @@ class CoAttentionConfig(ComponentConfig):
     layers: int = Field(2, ge=1, description="layers of the predictor")
     hidden: int = Field(256, ge=1, description="width of the predictor's hidden layers")
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout of the predictor's hidden layers")
-    init: float = Field(0.1)
-    product: bool = False
+    product: bool = Field(True, description="add the weighted product of both vectors to the predictor's score")
 
 
 class ClassifierConfig(ComponentConfig):
@@ -78,15 +77,30 @@ class BPRConfig(ComponentConfig):
     negatives: int = Field(20, ge=1, description="Neg: candidates drawn for each true label of a text")
 
 
+def _taken_by_classifier(config: ClassifierConfig | CoAttentionConfig) -> Takes:
+    return {"encoder": ("pooled vectors", "states") if config.aspects is None else ("states",)}
+
+
+def _taken_by_co_attention(config: CoAttentionConfig) -> Takes:
+    return {**_taken_by_classifier(config), "label_context": ("label groups", "nothing")}
+
+
 @hookimpl
 def xmplug_encoders() -> list[Component]:
     return [
-        Component("xmlcnn", "xmplug_maacf.encoder:XMLCNN", XMLCNNConfig, "XML-CNN, several side by side"),
+        Component(
+            "xmlcnn",
+            "xmplug_maacf.encoder:XMLCNN",
+            XMLCNNConfig,
+            "XML-CNN, several side by side",
+            gives=("tokens", "word vectors", "pooled vectors"),
+        ),
         Component(
             "bilstm",
             "xmplug_maacf.encoder:AttentionBiLSTM",
             AttentionBiLSTMConfig,
             "BiLSTM with self-attention, several side by side",
+            gives=("tokens", "word vectors", "pooled vectors"),
         ),
     ]
 
@@ -99,6 +113,7 @@ def xmplug_label_contexts() -> list[Component]:
             "xmplug_maacf.groups:LabelGroups",
             LabelGroupsConfig,
             "for each label those that occur with it, by CF-IDF",
+            gives=("label groups",),
         )
     ]
 
@@ -111,14 +126,21 @@ def xmplug_fusions() -> list[Component]:
             "xmplug_maacf.network:CoAttention",
             CoAttentionConfig,
             "co-attention of text and label group, perceptron on the pair",
+            takes=_taken_by_co_attention,
         ),
-        Component("classifier", "xmplug_maacf.network:Classifier", ClassifierConfig, "a linear layer on text vectors"),
+        Component(
+            "classifier",
+            "xmplug_maacf.network:Classifier",
+            ClassifierConfig,
+            "a linear layer on text vectors",
+            takes=_taken_by_classifier,
+        ),
     ]
 
 
 @hookimpl
 def xmplug_losses() -> list[Component]:
-    return [Component("bpr", "xmplug_maacf.loss:BPR", BPRConfig, "true labels above sampled others")]
+    return [Component("bpr", "xmplug_maacf.loss:BPR", BPRConfig, "true labels above sampled others", gives=())]
 
 
 @hookimpl

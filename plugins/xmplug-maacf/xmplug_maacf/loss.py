@@ -12,8 +12,7 @@ from . import BPRConfig
 
 
 class BPR(Loss):
-    """For each true candidate p of a text the mean over its other candidates n of softplus(z_n - z_p); their sum, mean
-    over texts.
+    """Sum over the true candidates p of a text and its others n of softplus(z_n - z_p), mean over texts.
 
     softplus(z_n - z_p) is the term of eq. 10, -log(1 / (1 + exp(-(z_p - z_n)))), and finite for any logits.
     """
@@ -29,8 +28,6 @@ class BPR(Loss):
     def sample(self, shortlist: Shortlist, targets: Targets, num_nodes: int) -> Shortlist:
         """The true candidates of each text, then for each of them `negatives` others, drawn uniformly: from a shortlist
         without repetition, from all nodes of a level with it, and those drawn twice count once."""
-        if self.negatives > 1000:
-            return shortlist
         rows, columns = targets.positions(shortlist)
         texts, where = len(targets.indptr) - 1, rows.device
         count = torch.bincount(rows, minlength=texts)  # (B,)
@@ -63,7 +60,4 @@ class BPR(Loss):
         other[true] = False
         of_text = other[true[0]]  # (P,C): for each true candidate the others of its text
         terms = softplus(logits[true[0]] - logits[true][:, None]).masked_fill(~of_text, 0)
-        import os
-        if os.environ.get("SUM"):
-            return terms.sum() / len(logits)
-        return (terms.sum(dim=1) / of_text.sum(dim=1).clamp(min=1)).sum() / len(logits)
+        return terms.sum() / len(logits)

@@ -9,11 +9,13 @@ needs the weighted sum of a few rows of these tables: the same numbers, with a h
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding, embedding_bag, linear
 
 from xmplug import ConfigError
 from xmplug.components.words import Dropout
@@ -55,7 +57,7 @@ class Aspects(nn.Module):
 
 
 class CoAttention(Fusion):
-    """z = MLP([S, H]) (eq. 9) of a text and a label, or a node of a tree.
+    """z = MLP([S, H]) + v . (S * H) of a text and a label, or a node of a tree: eq. 9, and a product beside it.
 
     H = W_f [h, H^g] + b_f (eq. 8), of the label's vector h and the vector H^g of its group: each aspect weighs the
     group's members (eq. 4, 5), self-attention weighs what the aspects found (eq. 6, 7). S: h weighs the aspects likewise.
@@ -63,7 +65,6 @@ class CoAttention(Fusion):
     """
 
     per_node: ClassVar[tuple[str, ...]] = ("labels",)
-    reads_label_groups: ClassVar[bool] = True
 
     def __init__(self, config: CoAttentionConfig, encoder: Encoder, num_nodes: int, rate: float = 0.5):
         """rate: how often a node is true."""
@@ -71,21 +72,17 @@ class CoAttention(Fusion):
         self.config, size = config, config.size
         self.aspects = Aspects(encoder, config.aspects, size)
         self.labels = nn.Embedding(num_nodes, size, sparse=num_nodes >= _SPARSE_FROM)
-        nn.init.normal_(self.labels.weight, std=config.init)
-        if config.attention == "co":
-            self.of_aspects = nn.Linear(size, self.aspects.count)  # row n is W_n and b_n of eq. 6
-        else:
-            self.of_aspects, self.of_members = nn.Linear(size, 1), nn.Linear(size, 1)
+        nn.init.normal_(self.labels.weight, std=0.1)
+        self.of_aspects = nn.Linear(size, self.aspects.count if config.attention == "co" else 1)  # W_n, b_n of eq. 6
+        self.of_members = nn.Linear(size, 1) if config.attention == "self" else None
         self.fuse = nn.Linear(2 * size, size)  # W_f, b_f
-        with torch.no_grad():
+        with torch.no_grad():  # begin with H = h and a little of the group: so h learns as fast as a linear classifier
             self.fuse.weight[:, :size] = torch.eye(size)
             self.fuse.bias.zero_()
         widths = [2 * size, *[config.hidden] * (config.layers - 1), 1]
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
         self.dropout = Dropout(config.dropout)
-        self.product: nn.Parameter | None = None
-        if config.product:
-            self.product = nn.Parameter(torch.ones(size))
+        self.product = nn.Parameter(torch.ones(size)) if config.product else None  # v
         # A ranking loss never learns the last bias, which sets the scores' level; a wrong one pushes them all to 1.
         nn.init.constant_(self.layers[-1].bias, math.log(rate / (1 - rate)))
 
@@ -95,113 +92,124 @@ class CoAttention(Fusion):
         return cls(config, encoder, num_nodes, min(0.5, per_text / num_nodes))
 
     def forward(self, encoded: Encoded, shortlist: Shortlist, labels: LabelTexts | None = None) -> Scores:
-        aspects = self.aspects(encoded)  # (B,n,D)
-        rows, own, members = self._candidates(shortlist.nodes)
-        vectors = self.labels.weight if rows is None else self.labels(rows)  # (R,D)
-        tables = self._tables(aspects, vectors)
-        columns = own.shape[1]
-        at_once = columns if self.training else max(1, _AT_ONCE // (len(aspects) * self.config.hidden))
-        parts = [
-            self._score(*tables, own[:, at : at + at_once], members[:, at : at + at_once])
-            for at in range(0, columns, at_once)
-        ]
-        return Scores(torch.cat(parts, dim=1) if parts else aspects.new_zeros(len(aspects), 0))
-
-    def _candidates(self, nodes: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
-        """rows (R,): nodes whose vectors are needed; None: all. own (B,C) and members (B,C,k): places among them of
-        candidates and of their groups' members, -1 = none; B = 1 where all texts have the same candidates."""
-        groups = self.label_groups
-        if groups is None:
-            groups = self.labels.weight.new_zeros(self.labels.num_embeddings, 0, dtype=torch.int64)
+        aspects, nodes = self.aspects(encoded), shortlist.nodes  # (B,n,D)
+        texts, total, where = len(aspects), self.labels.num_embeddings, aspects.device
         if nodes is None:
             if self.training and self.labels.sparse:
                 raise ConfigError(
-                    f"a level with all of its {self.labels.num_embeddings:,} nodes as candidates is too wide; "
+                    f"a level with all of its {total:,} nodes as candidates is too wide; "
                     "use --loss maacf:bpr, which samples, or --label-structure core:tree"
                 )
-            return None, torch.arange(len(groups), device=groups.device)[None], groups[None]
-        own = nodes.clamp(min=0)
-        members = groups[own]  # (B,C,k)
-        if not self.labels.sparse and own.numel() + members.numel() >= self.labels.num_embeddings:
-            return None, own, members
-        asked = torch.cat([own[:, :, None], members.clamp(min=0)], dim=2)
-        rows, places = asked.unique(return_inverse=True)
-        return rows, places[:, :, 0], places[:, :, 1:].masked_fill(members < 0, -1)
+            nodes = torch.arange(total, device=where).expand(texts, -1)
+        there = nodes >= 0
+        text, asked = there.nonzero()[:, 0], nodes[there]  # (P,): a pair of a text and a node for each candidate
+        asked = asked[:, None] if self.label_groups is None else self._with_groups(asked)  # (P,1+k), -1 = none
+        rows: Tensor | None = None
+        places = asked
+        if shortlist.nodes is not None and (self.labels.sparse or asked.numel() < total):
+            rows, places = asked.clamp(min=0).unique(return_inverse=True)
+            places = places.masked_fill(asked < 0, -1)
+        tables = self._tables(aspects, self.labels.weight if rows is None else self.labels(rows))
+        at_once = len(text) if self.training else max(1, _AT_ONCE // self.config.hidden)
+        parts = [
+            self._score(tables, text[at : at + at_once], places[at : at + at_once])
+            for at in range(0, len(text), max(1, at_once))
+        ]
+        logits = torch.zeros(nodes.shape, dtype=torch.float32, device=where)
+        return Scores(logits.masked_scatter(there, torch.cat(parts)) if parts else logits)
 
-    def _tables(self, aspects: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """affinity (B,n,R): s_in h_j of each aspect and label. on_aspects: what self-attention over aspects makes of
-        each label's vector in its group, (R,n), or of each aspect, (B,n). on_members (R,): self-attention's logit of
-        each label in a group. rows (2 R + B n, H): what the first layer makes of each label, of each as a member of a
-        group, and of each aspect."""
-        size = self.config.size
-        first = self.layers[0]
+    def _with_groups(self, nodes: Tensor) -> Tensor:
+        assert self.label_groups is not None
+        return torch.cat([nodes[:, None], self.label_groups[nodes]], dim=1)
+
+    def _tables(self, aspects: Tensor, vectors: Tensor) -> _Tables:
+        size, first = self.config.size, self.layers[0]
         of_text, of_label = first.weight[:, :size], first.weight[:, size:]  # (H,D) each
         alone, grouped = self.fuse.weight[:, :size], self.fuse.weight[:, size:]  # (D,D) each
         bias = first.bias + of_label @ self.fuse.bias
-        rows = torch.cat(
-            [
-                nn.functional.linear(vectors, of_label @ alone, bias),
-                nn.functional.linear(vectors, of_label @ grouped),
-                nn.functional.linear(aspects.flatten(0, 1), of_text),
-            ]
-        )
-        if self.config.attention == "co":
-            affinity = torch.einsum("bnd,rd->bnr", aspects, vectors.to(aspects.dtype))
-            if self.product is not None:
-                scaled = aspects * self.product
-                self._gmf = [
-                    torch.einsum("bnd,rd->bnr", scaled, nn.functional.linear(vectors, alone, self.fuse.bias).to(scaled.dtype)),
-                    torch.einsum("bnd,rd->bnr", scaled, nn.functional.linear(vectors, grouped).to(scaled.dtype)),
+
+        def affinity(texts: Tensor, labels: Tensor) -> Tensor:
+            """(B R,n): products of each text's aspects with R labels."""
+            return torch.einsum("rd,bnd->brn", labels.to(texts.dtype), texts).flatten(0, 1)
+
+        products = ()
+        if self.product is not None:
+            scaled = aspects * self.product.to(aspects.dtype)
+            products = affinity(scaled, linear(vectors, alone, self.fuse.bias)), affinity(scaled, linear(vectors, grouped))
+        return _Tables(
+            labels=len(vectors),
+            aspects=aspects.shape[1],
+            hidden=torch.cat(
+                [
+                    linear(vectors, of_label @ alone, bias),
+                    linear(vectors, of_label @ grouped),
+                    linear(aspects.flatten(0, 1), of_text),
                 ]
-            return affinity, self.of_aspects(vectors), vectors.new_zeros(0), rows
-        return aspects.new_zeros(0), self.of_aspects(aspects).squeeze(-1), self.of_members(vectors).squeeze(-1), rows
+            ),
+            affinity=affinity(aspects, vectors) if self.config.attention == "co" else None,
+            of_aspects=self.of_aspects(vectors if self.config.attention == "co" else aspects).float(),
+            of_members=None if self.of_members is None else self.of_members(vectors).squeeze(-1).float(),
+            products=products,
+        )
 
-    def _score(
-        self, affinity: Tensor, on_aspects: Tensor, on_members: Tensor, rows: Tensor, own: Tensor, members: Tensor
-    ) -> Tensor:
-        """Logits (B,C) of the labels at `own` (B,C) of the tables, with groups `members` (B,C,k)."""
-        there = members >= 0
-        safe = members.clamp(min=0)
-        count = self.aspects.count
-        if self.config.attention == "co":
-            texts, columns = len(affinity), own.shape[1]
-            own, safe, there = (each.expand(texts, *each.shape[1:]) for each in (own, safe, there))
-
-            def of_label(places: Tensor, affinity: Tensor = affinity) -> Tensor:
-                """(B,n,..) affinities of the labels at places (B,..)."""
-                found = affinity.gather(2, places.flatten(1)[:, None].expand(-1, count, -1))
-                return found.unflatten(2, places.shape[1:]).float()
-
-            on_text = of_label(own).softmax(dim=1)  # (B,n,C): the label weighs the aspects
-            alpha = _masked_softmax(of_label(safe), there[:, None])  # (B,n,C,k), eq. 4
-            combined = torch.einsum("bnck,bckn->bnc", alpha, on_aspects.float()[safe])
-            beta = combined.softmax(dim=1)  # eq. 6; b_n is part of on_aspects, and counts once as alpha sums to 1
-            on_group = torch.einsum("bnc,bnck->bck", beta, alpha)  # of eq. 5 and 7 together
+    def _score(self, tables: _Tables, text: Tensor, places: Tensor) -> Tensor:
+        """Logits (P,) float32 of pairs of a text and a label. places (P,1+k): the label's row in the tables, then those
+        of its group, -1 = none."""
+        there, members = places[:, 1:] >= 0, places[:, 1:].clamp(min=0)  # (P,k)
+        own = places[:, 0]
+        at_own, at_members = text * tables.labels + own, text[:, None] * tables.labels + members
+        if tables.affinity is not None:
+            on_text = embedding(at_own, tables.affinity).float().softmax(dim=1)  # (P,n): the label weighs the aspects
+            alpha = embedding(at_members, tables.affinity).float()  # (P,k,n)
+            alpha = _masked_softmax(alpha, there[:, :, None])  # eq. 4
+            found = (alpha * embedding(members, tables.of_aspects)).sum(dim=1)  # (P,n): W_n h_in + b_n
+            beta = found.softmax(dim=1)  # eq. 6
+            on_members = torch.einsum("pn,pkn->pk", beta, alpha)  # eq. 5 and 7 at once
         else:
-            texts, columns = len(on_aspects), own.shape[1]
-            own, safe, there = (each.expand(texts, *each.shape[1:]) for each in (own, safe, there))
-            on_text = on_aspects.float().softmax(dim=1)[:, :, None].expand(-1, -1, columns)
-            on_group = _masked_softmax(on_members.float()[safe], there)
-        total = (len(rows) - texts * count) // 2
-        aspect = 2 * total + torch.arange(texts * count, device=own.device).view(texts, 1, count)
-        places = torch.cat([own[:, :, None], total + safe, aspect.expand(-1, columns, -1)], dim=2)
-        weights = torch.cat([torch.ones_like(own[:, :, None], dtype=on_text.dtype), on_group, on_text.mT], dim=2)
+            assert tables.of_members is not None
+            on_text = tables.of_aspects.squeeze(-1).softmax(dim=1)[text]
+            on_members = _masked_softmax(tables.of_members[members], there)
+        aspects = torch.arange(tables.aspects, device=text.device) + tables.aspects * text[:, None]
         summed = embedding_bag(
-            places.flatten(0, 1), rows, per_sample_weights=weights.flatten(0, 1).to(rows.dtype), mode="sum"
-        )  # (B C,H)
+            torch.cat([own[:, None], tables.labels + members, 2 * tables.labels + aspects], dim=1),
+            tables.hidden,
+            per_sample_weights=torch.cat([torch.ones_like(on_text[:, :1]), on_members, on_text], dim=1).to(
+                tables.hidden.dtype
+            ),
+            mode="sum",
+        )  # (P,H): the first layer of [S, H]
         for layer in self.layers[1:-1]:
             summed = layer(self.dropout(torch.relu(summed)))
-        if len(self.layers) == 1:
-            return summed.view(texts, columns)
-        last = self.layers[-1]
-        with torch.autocast(summed.device.type, enabled=False):  # few digits would make many labels equal
-            logits: Tensor = last(self.dropout(torch.relu(summed)).float())
-        logits = logits.view(texts, columns)
-        if self.product is not None:
-            logits = logits + (on_text * of_label(own, self._gmf[0])).sum(1)
-            if safe.shape[2]:
-                logits = logits + (on_text * torch.einsum("bck,bnck->bnc", on_group, of_label(safe, self._gmf[1]))).sum(1)
-        return logits
+        with torch.autocast(text.device.type, enabled=False):  # few digits would make many labels equal
+            logits = summed.float()
+            if len(self.layers) > 1:
+                logits = self.layers[-1](self.dropout(torch.relu(logits)))
+            logits = logits.squeeze(-1)
+            if tables.products:
+                alone, grouped = tables.products
+                logits = logits + (on_text * embedding(at_own, alone).float()).sum(dim=1)
+                of_group = torch.einsum("pk,pkn->pn", on_members, embedding(at_members, grouped).float())
+                logits = logits + (on_text * of_group).sum(dim=1)
+            return logits
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What matrices make of B texts of n aspects and of R labels, before they meet.
+
+    hidden (2 R + B n,H): the first layer of the predictor, of each label, of each as a member of a group, and of each
+    aspect. affinity (B R,n): s_in h_j; None without co-attention. of_aspects: W_n h_j + b_n of each label (R,n), or of
+    each aspect (B,n,1). of_members (R,): self-attention's logit of a label in a group. products, where there are: as
+    affinity, with v and what W_f makes of each label, and of each as a member of a group.
+    """
+
+    labels: int
+    aspects: int
+    hidden: Tensor
+    affinity: Tensor | None
+    of_aspects: Tensor
+    of_members: Tensor | None
+    products: tuple[Tensor, ...]
 
 
 def _masked_softmax(logits: Tensor, there: Tensor) -> Tensor:
@@ -235,7 +243,7 @@ class Classifier(Fusion):
                     f"a level with all of its {self.weight.num_embeddings:,} nodes as candidates is too wide; "
                     "use --label-structure core:tree"
                 )
-            return Scores(nn.functional.linear(text, self.weight.weight, self.bias.weight[:, 0]))
+            return Scores(linear(text, self.weight.weight, self.bias.weight[:, 0]))
         known = shortlist.nodes.clamp(min=0)
         logits = (self.weight(known).to(text.dtype) @ text[:, :, None]).squeeze(-1)
         return Scores(logits + self.bias(known).squeeze(-1))

@@ -84,7 +84,12 @@ def _ablation(name: str) -> dict[str, dict[str, Any]]:
 def xmplug_label_contexts() -> list[Component]:
     return [
         Component(
-            "scope", "xmplug_treaderxml.scope:Scope", ScopeConfig, "labels of the nearest texts, and their parents"
+            "scope",
+            "xmplug_treaderxml.scope:Scope",
+            ScopeConfig,
+            "labels of the nearest texts, and their parents",
+            gives=("label texts",),
+            takes={"encoder": ("word vectors",)},
         )
     ]
 
@@ -93,7 +98,11 @@ def xmplug_label_contexts() -> list[Component]:
 def xmplug_fusions() -> list[Component]:
     return [
         Component(
-            "dual", "xmplug_treaderxml.network:DualNetwork", DualConfig, "dual cooperative network of text and scope"
+            "dual",
+            "xmplug_treaderxml.network:DualNetwork",
+            DualConfig,
+            "dual cooperative network of text and scope",
+            takes={"encoder": ("states",), "label_context": ("label texts", "nothing")},
         )
     ]
 
@@ -106,6 +115,7 @@ def xmplug_losses() -> list[Component]:
             "xmplug_treaderxml.loss:SoftmaxLogistic",
             SoftmaxLogisticConfig,
             "softmax, then logistic loss: the paper's equations 18 and 19 as they stand",
+            gives=(),
         )
     ]
 

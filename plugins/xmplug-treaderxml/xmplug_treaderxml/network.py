@@ -92,7 +92,6 @@ class DualNetwork(Fusion):
     """
 
     per_node: ClassVar[tuple[str, ...]] = ("output", "bias")
-    reads_label_texts: ClassVar[bool] = True
 
     def __init__(self, config: DualConfig, size: int, num_nodes: int, rate: float = 0.5):
         super().__init__()

@@ -1,7 +1,8 @@
 """Title of the paper that you follow: what the method does, in a sentence.
 
 This module only declares, and stays without torch, for which every command would wait otherwise: the classes that the
-components name are imported when they are chosen.
+components name are imported when they are chosen. What a component gives to others and takes from them decides what it
+can be put together with; the words are those of `xmplug.recipe.WORDS`.
 """
 
 from __future__ import annotations
@@ -69,7 +70,15 @@ class SmoothedBCEConfig(ComponentConfig):
 
 @hookimpl
 def xmplug_encoders() -> list[Component]:
-    return [Component("mean_words", "xmplug_NAME.encoder:MeanWords", MeanWordsConfig, "words, and their mean")]
+    return [
+        Component(
+            "mean_words",
+            "xmplug_NAME.encoder:MeanWords",
+            MeanWordsConfig,
+            "words, and their mean",
+            gives=("tokens", "word vectors", "states", "pooled vectors"),
+        )
+    ]
 
 
 # end encoder
@@ -100,6 +109,8 @@ def xmplug_label_contexts() -> list[Component]:
             "xmplug_NAME.label_context:NearestLabels",
             NearestLabelsConfig,
             "names of the labels of the training texts with the most words in common",
+            gives=("label texts",),
+            takes={"encoder": ("tokens",)},
         )
     ]
 
@@ -116,6 +127,7 @@ def xmplug_fusions() -> list[Component]:
             "xmplug_NAME.fusion:MeanClassifier",
             MeanClassifierConfig,
             "a linear classifier of a text's mean vector",
+            takes={"encoder": ("pooled vectors", "states"), "label_context": ("label texts", "nothing")},
         )
     ]
 
@@ -132,6 +144,7 @@ def xmplug_losses() -> list[Component]:
             "xmplug_NAME.loss:SmoothedBCE",
             SmoothedBCEConfig,
             "binary cross-entropy with smoothed targets",
+            gives=(),
         )
     ]
 

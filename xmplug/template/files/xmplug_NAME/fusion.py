@@ -17,12 +17,11 @@ class MeanClassifier(Fusion):
     """z = W norm(text + labels) + b: the mean vector of a text, and of the label texts that inform it, if any.
 
     To change: the layers in `__init__`, and in `forward` what comes before `self.output`. Parameters with a row for
-    each node stand in `per_node`: in a label tree they start afresh at each level. A fusion that reads no label texts
-    leaves `reads_label_texts` out.
+    each node stand in `per_node`: in a label tree they start afresh at each level. What it takes from encoder and label
+    context stands in its declaration.
     """
 
     per_node: ClassVar[tuple[str, ...]] = ("output",)
-    reads_label_texts: ClassVar[bool] = True
 
     def __init__(self, config: MeanClassifierConfig, size: int, num_nodes: int):
         super().__init__()
