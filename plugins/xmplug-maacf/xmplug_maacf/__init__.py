@@ -74,7 +74,9 @@ class ClassifierConfig(ComponentConfig):
 class BPRConfig(ComponentConfig):
     """Bayesian personalized ranking (eq. 10)."""
 
-    negatives: int = Field(20, ge=1, description="Neg: candidates drawn for each true label of a text")
+    negatives: int | None = Field(
+        10, ge=1, description="Neg: candidates drawn for each true label of a text; none: all candidates count"
+    )
 
 
 def _taken_by_classifier(config: ClassifierConfig | CoAttentionConfig) -> Takes:

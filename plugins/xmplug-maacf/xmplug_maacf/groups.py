@@ -59,7 +59,7 @@ def nearest_labels(targets: csr_matrix, k: int) -> np.ndarray:
     these a part at a time.
     """
     documents, labels = targets.shape
-    of_document = csr_matrix((np.ones(targets.nnz, np.int32), targets.indices, targets.indptr), targets.shape)
+    of_document = csr_matrix(targets != 0, dtype=np.int32)
     of_label = of_document.T.tocsr()  # (L,N)
     count = np.diff(of_label.indptr)
     idf = np.log(documents / np.maximum(count, 1))  # eq. 2

@@ -17,7 +17,7 @@ class BPR(Loss):
     softplus(z_n - z_p) is the term of eq. 10, -log(1 / (1 + exp(-(z_p - z_n)))), and finite for any logits.
     """
 
-    def __init__(self, negatives: int):
+    def __init__(self, negatives: int | None):
         super().__init__()
         self.negatives = negatives
 
@@ -28,6 +28,8 @@ class BPR(Loss):
     def sample(self, shortlist: Shortlist, targets: Targets, num_nodes: int) -> Shortlist:
         """The true candidates of each text, then for each of them `negatives` others, drawn uniformly: from a shortlist
         without repetition, from all nodes of a level with it, and those drawn twice count once."""
+        if self.negatives is None:
+            return shortlist
         rows, columns = targets.positions(shortlist)
         texts, where = len(targets.indptr) - 1, rows.device
         count = torch.bincount(rows, minlength=texts)  # (B,)

@@ -115,7 +115,7 @@ class CoAttention(Fusion):
             self._score(tables, text[at : at + at_once], places[at : at + at_once])
             for at in range(0, len(text), max(1, at_once))
         ]
-        logits = torch.zeros(nodes.shape, dtype=torch.float32, device=where)
+        logits = torch.zeros(nodes.shape, dtype=self.labels.weight.dtype, device=where)
         return Scores(logits.masked_scatter(there, torch.cat(parts)) if parts else logits)
 
     def _with_groups(self, nodes: Tensor) -> Tensor:
@@ -147,24 +147,25 @@ class CoAttention(Fusion):
                 ]
             ),
             affinity=affinity(aspects, vectors) if self.config.attention == "co" else None,
-            of_aspects=self.of_aspects(vectors if self.config.attention == "co" else aspects).float(),
-            of_members=None if self.of_members is None else self.of_members(vectors).squeeze(-1).float(),
+            of_aspects=self.of_aspects(vectors if self.config.attention == "co" else aspects).to(self.labels.weight.dtype),
+            of_members=None if self.of_members is None else self.of_members(vectors).squeeze(-1).to(self.labels.weight.dtype),
             products=products,
         )
 
     def _score(self, tables: _Tables, text: Tensor, places: Tensor) -> Tensor:
-        """Logits (P,) float32 of pairs of a text and a label. places (P,1+k): the label's row in the tables, then those
+        """Logits (P,) of pairs of a text and a label. places (P,1+k): the label's row in the tables, then those
         of its group, -1 = none."""
         there, members = places[:, 1:] >= 0, places[:, 1:].clamp(min=0)  # (P,k)
         own = places[:, 0]
+        exact = self.labels.weight.dtype  # of what is not multiplied in a few digits
         at_own, at_members = text * tables.labels + own, text[:, None] * tables.labels + members
         if tables.affinity is not None:
-            on_text = embedding(at_own, tables.affinity).float().softmax(dim=1)  # (P,n): the label weighs the aspects
-            alpha = embedding(at_members, tables.affinity).float()  # (P,k,n)
+            on_text = embedding(at_own, tables.affinity).to(exact).softmax(dim=1)  # (P,n): the label weighs the aspects
+            alpha = embedding(at_members, tables.affinity).to(exact)  # (P,k,n)
             alpha = _masked_softmax(alpha, there[:, :, None])  # eq. 4
             found = (alpha * embedding(members, tables.of_aspects)).sum(dim=1)  # (P,n): W_n h_in + b_n
             beta = found.softmax(dim=1)  # eq. 6
-            on_members = torch.einsum("pn,pkn->pk", beta, alpha)  # eq. 5 and 7 at once
+            on_members = (beta[:, None] * alpha).sum(dim=2)  # (P,k), eq. 5 and 7 at once
         else:
             assert tables.of_members is not None
             on_text = tables.of_aspects.squeeze(-1).softmax(dim=1)[text]
@@ -181,14 +182,14 @@ class CoAttention(Fusion):
         for layer in self.layers[1:-1]:
             summed = layer(self.dropout(torch.relu(summed)))
         with torch.autocast(text.device.type, enabled=False):  # few digits would make many labels equal
-            logits = summed.float()
+            logits = summed.to(exact)
             if len(self.layers) > 1:
                 logits = self.layers[-1](self.dropout(torch.relu(logits)))
             logits = logits.squeeze(-1)
             if tables.products:
                 alone, grouped = tables.products
-                logits = logits + (on_text * embedding(at_own, alone).float()).sum(dim=1)
-                of_group = torch.einsum("pk,pkn->pn", on_members, embedding(at_members, grouped).float())
+                logits = logits + (on_text * embedding(at_own, alone).to(exact)).sum(dim=1)
+                of_group = (on_members[:, :, None] * embedding(at_members, grouped).to(exact)).sum(dim=1)  # (P,n)
                 logits = logits + (on_text * of_group).sum(dim=1)
             return logits
 
@@ -213,8 +214,8 @@ class _Tables:
 
 
 def _masked_softmax(logits: Tensor, there: Tensor) -> Tensor:
-    """Softmax over the last dimension where `there`; 0 elsewhere, and everywhere in a row of nothing."""
-    return logits.masked_fill(~there, -torch.inf).softmax(dim=-1).masked_fill(~there, 0)
+    """Softmax over the members of groups, (P,k) or (P,k,n), where `there`; 0 elsewhere, and for an empty group."""
+    return logits.masked_fill(~there, -torch.inf).softmax(dim=1).masked_fill(~there, 0)
 
 
 class Classifier(Fusion):
