@@ -236,6 +236,7 @@ class Trainer:
             if levels[-1] >= len(self.model.levels):
                 torch.manual_seed(self.settings.seed + levels[0])
                 self.model.add_level()
+                self.model.loss = self.model.new_loss()  # what a loss has learned on a level is of that level
                 self.model.to(device())
             fusion = self.model.level(levels[0]).fusion
             if levels[0] >= self.position.level:
@@ -292,7 +293,8 @@ class Trainer:
         module, encoder = self.model.stage(levels), self.model.level(first).encoder
         parameters = dict(encoder.named_parameters())
         factors = {parameters[name]: factor for name, factor in encoder.learning_rates().items()}
-        optimizer, average = Optimizer(module, settings, factors), WeightAverage(module)
+        trained = self._with_loss(module)
+        optimizer, average = Optimizer(trained, settings, factors), WeightAverage(trained)
         torch.manual_seed(settings.seed + 1000 * (first + 1))
         lengths = self.train_data.store.lengths
         per_epoch = math.ceil(len(lengths) / settings.batch_size)
@@ -305,17 +307,17 @@ class Trainer:
         }
         average_from = steps + 1 if settings.swa_start is None else settings.swa_start * steps
         if (self.checkpoints / "last.safetensors").exists() and position.step:
-            self._read_checkpoint(module, optimizer, average)
+            self._read_checkpoint(trained, optimizer, average)
         else:
             position.level, position.best, position.worse, position.finished = first, -1.0, 0, False
             position.ends = self._deadline(levels)
             position.began = self._seconds()
-            self._checkpoint(module, optimizer, average)
+            self._checkpoint(trained, optimizer, average)
 
         begun, documents = time.perf_counter(), 0
         order: list[np.ndarray] = []
         metric: float | None = None
-        module.train()
+        trained.train()
         while position.step < steps and not position.finished:
             epoch, place = divmod(position.step, per_epoch)
             if place == 0 or not order:
@@ -346,7 +348,7 @@ class Trainer:
                 metric = self._evaluate(levels, average, above_dev, epoch + 1)
                 position.finished |= over
             if evaluating or position.step % settings.checkpoint_every == 0:
-                self._checkpoint(module, optimizer, average)
+                self._checkpoint(trained, optimizer, average)
             seconds = time.perf_counter() - begun
             left = (steps - position.step) * settings.batch_size * seconds / documents
             if position.ends is not None:
@@ -366,7 +368,7 @@ class Trainer:
                 )
             )
             if self.listener.stop:
-                self._checkpoint(module, optimizer, average)
+                self._checkpoint(trained, optimizer, average)
                 raise KeyboardInterrupt
         weights, _ = read_tensors(self._kept(levels))
         load_weights(module, weights, self._kept(levels))
@@ -480,6 +482,10 @@ class Trainer:
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
+    def _with_loss(self, module: torch.nn.Module) -> torch.nn.Module:
+        """A stage and the loss: all that steps change. The kept weights are those of the stage alone."""
+        return torch.nn.ModuleDict({"stage": module, "loss": self.model.loss})
+
     def _checkpoint(self, module: torch.nn.Module, optimizer: Optimizer, average: WeightAverage) -> None:
         self.position.averaged, self.position.seconds = average.count, self._seconds()
         tensors = {f"model.{name}": value for name, value in weights_of(module).items()}
@@ -523,7 +529,8 @@ class Trainer:
                 load_weights(self.model.stage(levels), read_tensors(self._kept(levels))[0], self._kept(levels))
         if self.position.level == 0 and self.position.step == 0:
             weights = {name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")}
-            load_weights(self.model.stage(self.model.stages[0]), weights, self.checkpoints / "last.safetensors")
+            first = self._with_loss(self.model.stage(self.model.stages[0]))
+            load_weights(first, weights, self.checkpoints / "last.safetensors")
         metrics = self.out / "metrics.jsonl"
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
         with whole_file(metrics) as scratch:
