@@ -14,8 +14,9 @@ import pytest
 import xmplug
 from xmplug.api import resume
 from xmplug.evaluation import evaluate_run
+from xmplug.model import Model
 from xmplug.optim import Optimizer
-from xmplug.training import Listener, Progress
+from xmplug.training import Listener, Progress, Trainer
 
 from .conftest import PLT, QUICK, TOGETHER
 
@@ -122,12 +123,10 @@ def test_levels_share_the_minutes_by_their_epochs(
     xmplug.load(tmp_path / "run").predict(["word1x1"])
 
 
-def test_minutes_that_fitting_uses_up_leave_one_step(
+def test_minutes_that_fitting_uses_up_are_refused(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = _Clock(monkeypatch)
-    from xmplug.model import Model
-
     fit = Model.fit
 
     def slow(*arguments: Any) -> Model:
@@ -135,9 +134,23 @@ def test_minutes_that_fitting_uses_up_leave_one_step(
         return fit(*arguments)
 
     monkeypatch.setattr(Model, "fit", slow)
-    xmplug.train("attentionxml", corpus, tmp_path / "run", options=LONG, listener=clock)
-    assert clock.steps == 1 and [line["step"] for line in _lines(tmp_path / "run")] == [1]
-    assert "the 1 training.minutes were over before level 1 began: it makes one step" in clock.messages
+    with pytest.raises(xmplug.ConfigError, match=r"fitting took 1\.5 minutes, and training\.minutes is 1, .*give more"):
+        xmplug.train("attentionxml", corpus, tmp_path / "run", options=LONG, listener=clock)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_level_without_time_makes_one_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock(monkeypatch)
+    rank = Trainer._rank
+
+    def slow(*arguments: Any) -> Any:
+        clock.now += 30
+        return rank(*arguments)
+
+    monkeypatch.setattr(Trainer, "_rank", slow)
+    xmplug.train("attentionxml", corpus, tmp_path / "run", options=LONG | PLT, listener=clock)
+    assert [line["step"] for line in _lines(tmp_path / "run") if line["level"] == 2] == [1]
+    assert "the 1 training.minutes were over before level 2 began: it makes one step" in clock.messages
 
 
 def test_what_is_solved_takes_its_time(corpus: Path, tmp_path: Path) -> None:

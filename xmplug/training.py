@@ -201,6 +201,7 @@ class Trainer:
                 self.begun = time.perf_counter() - self.position.seconds
             else:
                 (out / "metrics.jsonl").unlink(missing_ok=True)
+                self._check_clock()
                 self.model.save_parts(out)
                 dataset.labels.save(out / "labels.jsonl")
         except BaseException:
@@ -258,6 +259,15 @@ class Trainer:
     def _seconds(self) -> float:
         """How long this training has taken, what it took before it was stopped included."""
         return time.perf_counter() - self.begun
+
+    def _check_clock(self) -> None:
+        """Raises ConfigError where fitting left no time for a step. What is solved without steps takes its time."""
+        minutes, fitted = self.settings.minutes, self._seconds() / 60
+        if minutes is not None and fitted >= minutes and not self.model.level(0).fusion.solved:
+            raise ConfigError(
+                f"fitting took {fitted:.1f} minutes, and training.minutes is {minutes:g}, so that nothing was learned; "
+                "give more, or what fits faster, such as other word vectors"
+            )
 
     def _deadline(self, levels: range) -> float | None:
         """When a stage that begins now has to end: what is left is shared with later ones in proportion to epochs."""
