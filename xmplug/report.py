@@ -57,7 +57,7 @@ def lines(result: Mapping[str, Any]) -> list[Line]:
 
     cost("seeds", [f"{len(entry['runs'])} of {result['seeds']}" for entry in entries])
     cost("minutes of training", each(lambda run: run["minutes"], 2))
-    cost("epochs made", [_epochs(entry["runs"].values()) for entry in entries])
+    cost("epochs begun", [_epochs(entry["runs"].values()) for entry in entries])
     cost("peak memory, GiB", each(lambda run: run["memory"]["main"] / 2**30, 2))
     if any("device" in run["memory"] for entry in entries for run in entry["runs"].values()):
         cost("peak memory of the GPU, GiB", each(lambda run: run["memory"].get("device", 0) / 2**30, 2))

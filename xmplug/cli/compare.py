@@ -71,7 +71,8 @@ def command(
 
     check_libraries()
     options = dict(context.meta["overrides"])
-    options |= {f"training.{name}": value for name, value in (("minutes", minutes), ("epochs", epochs)) if value}
+    budget = {"training.minutes": minutes, "training.epochs": epochs}
+    options |= {name: value for name, value in budget.items() if value is not None}
     made = plan(entries_of(plugins, preset, mixes), out=out, options=options, **given)
 
     def write() -> dict[str, Any]:
