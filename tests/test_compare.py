@@ -96,6 +96,7 @@ def test_figures_are_those_of_the_runs(folder: Path) -> None:
             dev = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             assert [{name: line[name] for name in dev[0]} for line in figures["dev"]] == dev
             assert 0 < figures["minutes"] == figures["dev"][-1]["minutes"] < 5
+            assert 0 < figures["processor"] < 5
             assert 2**26 < figures["memory"]["main"] < 2**35
             assert figures["disk"] == sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
             assert figures["speed"]["texts"] == 40 and figures["speed"]["seconds"] > 0
@@ -160,7 +161,8 @@ def test_a_stopped_comparison_goes_on(number: signal.Signals, folder: Path, tmp_
     (run,) = _result(tmp_path)["entries"][1]["runs"].values()
     assert [line["epoch"] for line in run["dev"]] == list(range(1, 21))
     minutes = [line["minutes"] for line in run["dev"]]
-    assert minutes == sorted(minutes)
+    processor = [line["processor"] for line in run["dev"]]
+    assert minutes == sorted(minutes) and processor == sorted(processor)
 
 
 def test_a_failure_stays_alone_and_is_tried_again(folder: Path, tmp_path: Path) -> None:

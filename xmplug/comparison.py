@@ -269,6 +269,8 @@ class _Recorder(Listener):
 
     def __init__(self, shown: Listener, path: Path):
         self.shown, self.path = shown, path
+        written = _course(path)
+        self.before = written[-1]["processor"] if written else 0.0
 
     @property
     def stop(self) -> bool:  # type: ignore[override]
@@ -282,8 +284,9 @@ class _Recorder(Listener):
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
         self.shown.evaluated(record)
+        processor = self.before + time.process_time() / 60
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**record, "memory": _peak_memory()}) + "\n")
+            file.write(json.dumps({**record, "processor": processor, "memory": _peak_memory()}) + "\n")
 
 
 def perform(job: Mapping[str, Any], listener: Listener) -> None:
@@ -318,12 +321,15 @@ def _figures(run: Path, split: str, tagger: Tagger) -> dict[str, Any]:
     tagger.predict(texts)
     seconds = time.perf_counter() - begun
     content = read_manifest(run)
-    course = _course(run)
+    course = _course(Path(f"{run}.jsonl"))
+    if not course:
+        raise RunError(f"{run}.jsonl does not say how the training went; remove {run}, so that it is trained again")
     return {
         "split": split,
         "evaluation": evaluate_documents(tagger, documents, name, KS).as_dict(),
         "dev": course,
         "minutes": max(line["minutes"] for line in course),
+        "processor": max(line["processor"] for line in course),
         "memory": {
             kind: max(line["memory"][kind] for line in course if kind in line["memory"])
             for kind in course[-1]["memory"]
@@ -337,16 +343,12 @@ def _figures(run: Path, split: str, tagger: Tagger) -> dict[str, Any]:
     }
 
 
-def _course(run: Path) -> list[dict[str, Any]]:
-    """The evaluations on dev. After a kill some were made again: the later one counts."""
-    try:
-        lines = Path(f"{run}.jsonl").read_text(encoding="utf-8").splitlines()
-        records = {(line["level"], line.get("step")): line for line in map(json.loads, lines)}
-    except (OSError, ValueError, KeyError):
-        records = {}
-    if not records:
-        raise RunError(f"{run}.jsonl does not say how the training went; remove {run}, so that it is trained again")
-    return list(records.values())
+def _course(path: Path) -> list[dict[str, Any]]:
+    """The evaluations on dev, none where there is no file. After a kill some were made again: the later one counts."""
+    with suppress(OSError, ValueError, KeyError):
+        lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        return list({(line["level"], line.get("step")): line for line in lines}.values())
+    return []
 
 
 def _peak_memory() -> dict[str, int]:

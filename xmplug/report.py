@@ -57,6 +57,7 @@ def lines(result: Mapping[str, Any]) -> list[Line]:
 
     cost("seeds", [f"{len(entry['runs'])} of {result['seeds']}" for entry in entries])
     cost("minutes of training", each(lambda run: run["minutes"], 2))
+    cost("processor minutes", each(lambda run: run["processor"], 2))
     cost("epochs begun", [_epochs(entry["runs"].values()) for entry in entries])
     cost("peak memory, GiB", each(lambda run: run["memory"]["main"] / 2**30, 2))
     if any("device" in run["memory"] for entry in entries for run in entry["runs"].values()):
@@ -122,7 +123,7 @@ def caption(result: Mapping[str, Any]) -> list[str]:
         said.append(
             f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['vector_code']}, "
             f"{machine['memory'] / 2**30:.0f} GiB; threads: {machine['threads']}; device: {machine['device']}. "
-            "Minutes are by the clock: what else ran there counts."
+            "Minutes are by the clock: what else ran there counts. Processor minutes are those of all threads."
         )
     versions = [f"{name} {'/'.join(each)}".strip() for name, each in result["versions"].items()]
     said += [f"Versions: {', '.join(versions)}."] if versions else []
