@@ -10,7 +10,7 @@ MEASURE = $(BENCH)/bin/python -m pytest bench -q --benchmark-only --benchmark-di
 	-W ignore::DeprecationWarning $(ARGS)
 
 # .venv with everything installed is made on the way; what has not changed is not made again.
-.PHONY: help demo test sanitize lint bench bench-full clean
+.PHONY: help demo test builds sanitize lint bench bench-full clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -20,6 +20,9 @@ demo: $(VENV)/.installed ## train AttentionXML on the bundled corpus, evaluate i
 
 test: $(VENV)/.installed ## run the tests
 	$(BIN)/python -m pytest -q
+
+builds: $(VENV)/.installed ## build every package, install it into an environment of its own, use it, remove it
+	$(BIN)/python -m pytest -q -m build tests/test_builds.py
 
 # Kernels that check themselves are built apart, in a copy of the package, and pytest is called by its own name: as
 # `python -m pytest` it would find the package, and the usual kernels, in this folder. Leaks are Python's own.

@@ -207,13 +207,13 @@ class FarTooSmall(BCE):
 
 
 @_names("gradients", "loss")
-class HasAParameter(BCE):
+class HasAFixedParameter(BCE):
     def __init__(self) -> None:
         super().__init__()
         self.temperature = nn.Parameter(torch.ones(()))
 
     def forward(self, scores: Scores, shortlist: Shortlist, targets: Targets) -> Tensor:
-        return super().forward(replace(scores, logits=scores.logits / self.temperature), shortlist, targets)
+        return super().forward(replace(scores, logits=scores.logits / self.temperature.detach()), shortlist, targets)
 
 
 @_names("trains", "loss")

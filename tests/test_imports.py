@@ -28,6 +28,8 @@ ORDER = [
     ("training", "evaluation"),
     ("refinement",),
     ("api",),
+    ("comparison",),
+    ("report",),
     ("testing",),
     ("template",),
     ("cli",),
@@ -91,14 +93,17 @@ def test_plugins_import_public_rooms_only(path: Path) -> None:
         "from xmplug.plugins import Plugins; assert Plugins().load().recipes.find('attentionxml')",
         "import sys; sys.argv = ['xmplug', 'train', '--plugin', 'attentionxml', '--help']\n"
         "from xmplug.cli import main\ntry: main()\nexcept SystemExit as end: assert not end.code",
+        "import sys; sys.argv = ['xmplug', 'compare', '--help']\n"
+        "from xmplug.cli import main\ntry: main()\nexcept SystemExit as end: assert not end.code",
         "import sys; sys.argv = ['xmplug', 'config', '--plugin', 'attentionxml']\nfrom xmplug.cli import main\nmain()",
         "import sys; sys.argv = ['xmplug', 'config', '--plugin', 'treaderxml']\nfrom xmplug.cli import main\nmain()",
     ],
-    ids=["cli", "plugins", "train --help", "config", "config of treaderxml"],
+    ids=["cli", "plugins", "train --help", "compare --help", "config", "config of treaderxml"],
 )
 def test_comes_up_without_torch(code: str) -> None:
     check = (
-        "\nimport sys\nheavy = {'torch', 'numpy', 'scipy', 'gensim', 'tokenizers', 'faiss'} & set(sys.modules)"
+        "\nimport sys\nheavy = {'torch', 'numpy', 'scipy', 'gensim', 'tokenizers', 'faiss', 'matplotlib'}"
+        "\nheavy &= set(sys.modules)"
         "\nassert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, env=os.environ)

@@ -32,6 +32,13 @@ class TrainingConfig(ComponentConfig):
     epochs: tuple[int, ...] = Field(
         (10,), description="passes over the training texts, per level; the last repeats; levels together take the first"
     )
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        description="end after so many minutes by the clock, fitting and dev included, with one more evaluation, and "
+        "keep the best weights; levels share them, a resumed run has what is left. The clock repeats nothing to the "
+        "digit, and what is solved without steps takes its time. none: all epochs",
+    )
     batch_size: int = Field(64, ge=1, description="texts in a step")
     micro_batch: int | None = Field(
         None, ge=1, description="texts that go through the model at once, their gradients summed over a step; none: all"

@@ -379,7 +379,8 @@ class Fusion(nn.Module, ABC):
 
 
 class Loss(nn.Module, ABC):
-    """Holds the scores against the true nodes."""
+    """Holds the scores against the true nodes. Its parameters learn with the model, from `build` at each level that is
+    trained apart; no run keeps them."""
 
     margin_loss: ClassVar[MarginLoss | None] = None
     """Of a loss that sums a function of the margin over the candidates, which one; for fusions that are solved."""

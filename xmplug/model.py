@@ -64,7 +64,7 @@ class Model(nn.Module):
     ):
         super().__init__()
         self.config, self.task, self.structure, self.context = config, task, structure, context
-        self.loss: Loss = config.components["loss"].resolve().build(config.options["loss"], task)
+        self.loss = self.new_loss()
         levels = range(structure.num_levels)
         self.stages = [levels] if config.training.levels == "together" else [levels[at : at + 1] for at in levels]
         # No level of a stage has learned anything that it could hand down to the next: each fusion starts as it is
@@ -176,6 +176,11 @@ class Model(nn.Module):
         }
         fusion.load_state_dict(inherited, strict=False)
         self.levels.append(LevelModel(encoder, fusion))
+
+    def new_loss(self) -> Loss:
+        """A loss as it is before training; the saved run does without it."""
+        loss: Loss = self.config.components["loss"].resolve().build(self.config.options["loss"], self.task)
+        return loss
 
     def drop_training_parts(self) -> None:
         """Let go of what only training needs, in all levels."""

@@ -112,8 +112,11 @@ def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float) -> floa
     return norm
 
 
-def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
-    """Learning rate of step `step` of `steps`: rises over the warm-up, then stays or falls to 0 in a line."""
+def learning_rate(config: TrainingConfig, step: float, steps: int) -> float:
+    """Learning rate of step `step` of `steps`: rises over the warm-up, then stays or falls to 0 in a line.
+
+    step: of a training that the clock ends, the one that stands for the time, which is no whole number.
+    """
     warmup = config.warmup * steps
     if step < warmup:
         return config.learning_rate * (step + 1) / (warmup + 1)

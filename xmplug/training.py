@@ -1,7 +1,8 @@
 """Training: one loop that walks the levels of a label structure, or trains them together.
 
 Everything random is a function of the seed and of the position in the data, and a checkpoint holds weights, moments,
-averages, generator states and position. A run that is killed and resumed therefore ends with the same numbers.
+averages, generator states and position. A run that is killed and resumed therefore ends with the same numbers, unless
+`training.minutes` ends it: then the clock decides how many steps there are. No file of a finished run holds times.
 """
 
 from __future__ import annotations
@@ -60,12 +61,16 @@ class Listener:
         """A step was made."""
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        """An evaluation on dev was made; `record` is the new line of metrics.jsonl."""
+        """An evaluation on dev was made; `record` is the new line of metrics.jsonl, and the `minutes` of training until
+        then, those before a stop included."""
 
 
 @dataclass
 class Position:
-    """Where a training stands; kept in each checkpoint. level: the first of those that are being trained."""
+    """Where a training stands; kept in each checkpoint. level: the first of those that are being trained.
+
+    seconds: how long the training has taken. began, ends: in such seconds, when its stage began and when it has to end.
+    """
 
     level: int = 0
     step: int = 0
@@ -76,6 +81,9 @@ class Position:
     finished: bool = False
     loss_sum: float = 0.0
     loss_steps: int = 0
+    seconds: float = 0.0
+    began: float = 0.0
+    ends: float | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,7 @@ class Trainer:
         self.config, self.settings, self.out, self.listener = config, config.training, out, listener
         self.checkpoints = out / "checkpoints"
         self.position = Position()
+        self.begun = time.perf_counter()
         if out.exists() and not out.is_dir():
             raise RunError(f"{str(out)!r} is a file; --out names the folder to make")
         fresh = not out.exists() or not any(out.iterdir())
@@ -188,8 +197,11 @@ class Trainer:
                 for note in self.model.context.notes:
                     self.listener.message(note)
             self._prepare(train_split, dev_split, labels_of_train, dataset.labels)
-            if not started:
+            if started:  # the clock goes on where it stood; reading everything again costs nothing
+                self.begun = time.perf_counter() - self.position.seconds
+            else:
                 (out / "metrics.jsonl").unlink(missing_ok=True)
+                self._check_clock()
                 self.model.save_parts(out)
                 dataset.labels.save(out / "labels.jsonl")
         except BaseException:
@@ -225,6 +237,7 @@ class Trainer:
             if levels[-1] >= len(self.model.levels):
                 torch.manual_seed(self.settings.seed + levels[0])
                 self.model.add_level()
+                self.model.loss = self.model.new_loss()  # what a loss has learned on a level is of that level
                 self.model.to(device())
             fusion = self.model.level(levels[0]).fusion
             if levels[0] >= self.position.level:
@@ -241,6 +254,43 @@ class Trainer:
         save_run(self.model, self.out, {**self.manifest, "metrics": {"dev": record}})
         return record
 
+    # The clock -------------------------------------------------------------------------------------------------------
+
+    def _seconds(self) -> float:
+        """How long this training has taken, what it took before it was stopped included."""
+        return time.perf_counter() - self.begun
+
+    def _check_clock(self) -> None:
+        """Raises ConfigError where fitting left no time for a step. What is solved without steps takes its time."""
+        minutes, fitted = self.settings.minutes, self._seconds() / 60
+        if minutes is not None and fitted >= minutes and not self.model.level(0).fusion.solved:
+            raise ConfigError(
+                f"fitting took {fitted:.1f} minutes, and training.minutes is {minutes:g}, so that nothing was learned; "
+                "give more, or what fits faster, such as other word vectors"
+            )
+
+    def _deadline(self, levels: range) -> float | None:
+        """When a stage that begins now has to end: what is left is shared with later ones in proportion to epochs."""
+        if self.settings.minutes is None:
+            return None
+        now = self._seconds()
+        left = 60 * self.settings.minutes - now
+        if left <= 0:
+            self.listener.message(
+                f"the {self.settings.minutes:g} training.minutes were over before level {levels[0] + 1} began: "
+                "it makes one step"
+            )
+        epochs = [self.settings.epochs_at(stage[0]) for stage in self.model.stages if stage[0] >= levels[0]]
+        return now + max(0.0, left) * epochs[0] / sum(epochs)
+
+    def _made(self, steps: int) -> float:
+        """How many of its `steps` a stage has made, or would have at an even pace where its time runs out before."""
+        position = self.position
+        if position.ends is None:
+            return position.step
+        share = (self._seconds() - position.began) / max(position.ends - position.began, 1e-3)
+        return max(position.step, min(share * steps, steps - 1))
+
     # One stage: a level, or all of them ------------------------------------------------------------------------------
 
     def _train_stage(self, levels: range, above_train: Ranked | None, above_dev: Ranked | None) -> None:
@@ -253,7 +303,8 @@ class Trainer:
         module, encoder = self.model.stage(levels), self.model.level(first).encoder
         parameters = dict(encoder.named_parameters())
         factors = {parameters[name]: factor for name, factor in encoder.learning_rates().items()}
-        optimizer, average = Optimizer(module, settings, factors), WeightAverage(module)
+        trained = self._with_loss(module)
+        optimizer, average = Optimizer(trained, settings, factors), WeightAverage(trained)
         torch.manual_seed(settings.seed + 1000 * (first + 1))
         lengths = self.train_data.store.lengths
         per_epoch = math.ceil(len(lengths) / settings.batch_size)
@@ -266,15 +317,17 @@ class Trainer:
         }
         average_from = steps + 1 if settings.swa_start is None else settings.swa_start * steps
         if (self.checkpoints / "last.safetensors").exists() and position.step:
-            self._read_checkpoint(module, optimizer, average)
+            self._read_checkpoint(trained, optimizer, average)
         else:
             position.level, position.best, position.worse, position.finished = first, -1.0, 0, False
-            self._checkpoint(module, optimizer, average)
+            position.ends = self._deadline(levels)
+            position.began = self._seconds()
+            self._checkpoint(trained, optimizer, average)
 
         begun, documents = time.perf_counter(), 0
         order: list[np.ndarray] = []
         metric: float | None = None
-        module.train()
+        trained.train()
         while position.step < steps and not position.finished:
             epoch, place = divmod(position.step, per_epoch)
             if place == 0 or not order:
@@ -292,19 +345,24 @@ class Trainer:
                     f"the loss became {value} at step {position.step} of level {last + 1}; "
                     "lower training.learning_rate, or set training.precision float32"
                 )
-            optimizer.step(learning_rate(settings, position.step, steps))
+            optimizer.step(learning_rate(settings, self._made(steps), steps))
             position.step += 1
-            if position.step > average_from and position.step % settings.swa_every == 0:
+            if self._made(steps) > average_from and position.step % settings.swa_every == 0:
                 average.add()
             documents += len(places)
             position.loss_sum, position.loss_steps = position.loss_sum + value, position.loss_steps + 1
             mean_loss = position.loss_sum / position.loss_steps
-            evaluating = position.step in evaluate_at
+            over = position.ends is not None and self._seconds() >= position.ends
+            evaluating = over or position.step in evaluate_at
             if evaluating:
                 metric = self._evaluate(levels, average, above_dev, epoch + 1)
+                position.finished |= over
             if evaluating or position.step % settings.checkpoint_every == 0:
-                self._checkpoint(module, optimizer, average)
+                self._checkpoint(trained, optimizer, average)
             seconds = time.perf_counter() - begun
+            left = (steps - position.step) * settings.batch_size * seconds / documents
+            if position.ends is not None:
+                left = min(left, max(0.0, position.ends - self._seconds()))
             self.listener.step(
                 Progress(
                     last + 1,
@@ -315,12 +373,12 @@ class Trainer:
                     steps,
                     mean_loss,
                     documents / seconds,
-                    (steps - position.step) * settings.batch_size * seconds / documents,
+                    left,
                     metric,
                 )
             )
             if self.listener.stop:
-                self._checkpoint(module, optimizer, average)
+                self._checkpoint(trained, optimizer, average)
                 raise KeyboardInterrupt
         weights, _ = read_tensors(self._kept(levels))
         load_weights(module, weights, self._kept(levels))
@@ -397,7 +455,7 @@ class Trainer:
         self.position.evaluations += 1
         with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        self.listener.evaluated(record)
+        self.listener.evaluated({**record, "minutes": self._seconds() / 60})
 
     def _kept(self, levels: range) -> Path:
         """The file of the best weights of a stage."""
@@ -438,8 +496,12 @@ class Trainer:
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
+    def _with_loss(self, module: torch.nn.Module) -> torch.nn.Module:
+        """A stage and the loss: all that steps change. The kept weights are those of the stage alone."""
+        return torch.nn.ModuleDict({"stage": module, "loss": self.model.loss})
+
     def _checkpoint(self, module: torch.nn.Module, optimizer: Optimizer, average: WeightAverage) -> None:
-        self.position.averaged = average.count
+        self.position.averaged, self.position.seconds = average.count, self._seconds()
         tensors = {f"model.{name}": value for name, value in weights_of(module).items()}
         tensors |= {f"average.{name}": value for name, value in average.mean.items()}
         tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
@@ -450,7 +512,7 @@ class Trainer:
 
     def _checkpoint_between(self, level: int) -> None:
         """Mark that the levels above `level` are done; the next one begins from its own initial weights."""
-        self.position = Position(level=level, evaluations=self.position.evaluations)
+        self.position = Position(level=level, evaluations=self.position.evaluations, seconds=self._seconds())
         write_tensors(self.checkpoints / "last.safetensors", {}, asdict(self.position))
 
     def _read_checkpoint(self, module: torch.nn.Module, optimizer: Optimizer, average: WeightAverage) -> None:
@@ -481,7 +543,8 @@ class Trainer:
                 load_weights(self.model.stage(levels), read_tensors(self._kept(levels))[0], self._kept(levels))
         if self.position.level == 0 and self.position.step == 0:
             weights = {name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")}
-            load_weights(self.model.stage(self.model.stages[0]), weights, self.checkpoints / "last.safetensors")
+            first = self._with_loss(self.model.stage(self.model.stages[0]))
+            load_weights(first, weights, self.checkpoints / "last.safetensors")
         metrics = self.out / "metrics.jsonl"
         lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True) if metrics.exists() else []
         with whole_file(metrics) as scratch:

@@ -14,6 +14,7 @@ _COMMANDS = {
     "train": "train a model on a corpus",
     "predict": "label texts with a trained model",
     "evaluate": "measure a trained model on a split",
+    "compare": "hold methods against one another under one budget",
     "ensemble": "make several runs one",
     "calibrate": "make a run's scores probabilities",
     "demo": "train, measure and try AttentionXML on the bundled corpus",

@@ -235,13 +235,12 @@ def gradients(method: Method) -> None:
     if method.solved:
         raise Skipped("its fusion is solved at once, without gradients")
     walk, exempt = method.midway, method.suite.exempt
-    if named := [name for name, value in walk.model.loss.named_parameters() if value.requires_grad]:
-        raise Failed(f"the loss has parameters ({', '.join(named)}), which nothing moves; put them into the fusion")
     for level in range(walk.model.structure.num_levels):
         with _training(walk, level) as module:
             for step in walk.steps(level):
                 _loss(walk, step).backward()
-            trainable = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+            named = [*module.named_parameters(), *walk.model.loss.named_parameters(prefix="loss")]
+            trainable = {name: weight for name, weight in named if weight.requires_grad}
             reached = {
                 name for name, weight in trainable.items() if weight.grad is not None and _values(weight.grad).any()
             }
@@ -464,5 +463,6 @@ def _training(walk: Walk, level: int) -> Iterator[nn.Module]:
         yield module
     finally:
         module.zero_grad(set_to_none=True)
+        walk.model.loss.zero_grad(set_to_none=True)
         module.load_state_dict(kept)
         module.eval()

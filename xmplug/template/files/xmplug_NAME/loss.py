@@ -14,8 +14,8 @@ class SmoothedBCE(Loss):
     """Binary cross-entropy with 1 - smoothing as the target of a true label and 0 of another; mean over texts.
 
     To change: `forward`. `targets.positions` says where among the candidates the true ones are; padded candidates, -1
-    in `shortlist.nodes`, count nothing. Sums over many labels are made in float32. A loss has no parameters to learn:
-    those belong into the fusion.
+    in `shortlist.nodes`, count nothing. Sums over many labels are made in float32. Parameters of a loss learn like all
+    others, at each level of a tree from the start, and are not saved: what prediction needs belongs into the fusion.
     """
 
     def __init__(self, smoothing: float):
