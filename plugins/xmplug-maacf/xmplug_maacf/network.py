@@ -27,7 +27,7 @@ from . import ClassifierConfig, CoAttentionConfig
 _SPARSE_FROM = 100_000
 """A level with so many nodes gets row-sparse gradients. Below, one dense update costs less than sorting rows."""
 
-_AT_ONCE = 4_000_000
+_AT_ONCE = 1_000_000
 """Numbers of a hidden layer that prediction holds at once."""
 
 
