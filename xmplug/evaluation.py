@@ -13,7 +13,7 @@ import numpy as np
 from .data import Documents, load_dataset, read_documents
 from .errors import DataError, RunError
 from .inference import Tagger
-from .metrics import Report, evaluate, popularity, propensity_constants
+from .metrics import Report, evaluate, popularity, propensity_constants, tail_precision
 from .plugins import Plugins
 from .saving import load_run, read_manifest
 
@@ -25,13 +25,16 @@ _CHUNK = 8192
 
 @dataclass(frozen=True)
 class Evaluation:
-    """rows: a report by name, the baseline first. notes: what the reader of the figures must know."""
+    """rows: a report by name, the baseline first. notes: what the reader of the figures must know. tail: what
+    `tail_precision` gives for the rarest labels, where that was asked for."""
 
     rows: dict[str, Report]
     notes: list[str]
+    tail: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: report.as_dict() for name, report in self.rows.items()} | {"notes": self.notes}
+        tail = {} if self.tail is None else {"tail": self.tail}
+        return {name: report.as_dict() for name, report in self.rows.items()} | tail | {"notes": self.notes}
 
 
 def evaluate_run(
@@ -42,15 +45,17 @@ def evaluate_run(
     ks: Sequence[int] = (1, 3, 5),
     data_format: str | None = None,
     plugin_files: Sequence[str] = (),
+    tail_labels: int = 0,
 ) -> Evaluation:
     """Measure the model in `run` on `split` of `data`; without `data`, of the corpus it was trained on.
 
+    tail_labels: also how well so many of the rarest labels find their texts.
     Labels that the model does not know stay in the truth. Raises DataError when the corpus has no such split, or
     none of its labels is known to the model.
     """
     tagger = load_run(run, Plugins().load(tuple(plugin_files)))
     documents, name = split_of(run, data, split, data_format)
-    return evaluate_documents(tagger, documents, name, ks)
+    return evaluate_documents(tagger, documents, name, ks, tail_labels)
 
 
 def split_of(
@@ -68,7 +73,9 @@ def split_of(
     return documents, name
 
 
-def evaluate_documents(tagger: Tagger, documents: Documents, name: str, ks: Sequence[int]) -> Evaluation:
+def evaluate_documents(
+    tagger: Tagger, documents: Documents, name: str, ks: Sequence[int], tail_labels: int = 0
+) -> Evaluation:
     """Measure `tagger` on documents with known labels. `name` of the corpus decides the propensity constants."""
     labels = tagger.labels
     truth = documents.targets(labels)
@@ -94,7 +101,20 @@ def evaluate_documents(tagger: Tagger, documents: Documents, name: str, ks: Sequ
     unknown = len(np.unique(truth.indices[truth.indices >= labels.num_trained]))
     if unknown:
         notes.append(f"{unknown} labels of this split have no training document; they count as missed")
-    return Evaluation(rows, notes)
+    tail = None
+    if tail_labels:
+        # Labels without a true text here could not be hit; of equally rare ones the first.
+        there = np.asarray(known.sum(axis=0)).ravel() > 0
+        rarest = np.argsort(labels.counts[: labels.num_trained], kind="stable")
+        rarest = rarest[there[rarest]][:tail_labels]
+        tail = tail_precision(score_texts(tagger, documents.texts(), rarest), known[:, rarest])
+        counts = labels.counts[rarest]
+        notes.append(
+            f"tail: the {len(rarest)} labels with the fewest training documents, {counts.min()} to {counts.max()} "
+            "each, of those that are true here; of each the K texts with the highest scores, hits over the larger of K "
+            "and its true texts"
+        )
+    return Evaluation(rows, notes, tail)
 
 
 def training_source(run: Path) -> dict[str, Any]:
@@ -119,3 +139,12 @@ def rank_texts(tagger: Tagger, texts: Iterable[str], k: int) -> tuple[np.ndarray
     while chunk := list(islice(source, _CHUNK)):
         chunks.append(tagger.rank(chunk, k))
     return np.concatenate([top for top, _ in chunks]), np.concatenate([scores for _, scores in chunks])
+
+
+def score_texts(tagger: Tagger, texts: Iterable[str], labels: np.ndarray) -> np.ndarray:
+    """`Tagger.score` for any number of texts, some thousand at a time."""
+    source = iter(texts)
+    chunks = []
+    while chunk := list(islice(source, _CHUNK)):
+        chunks.append(tagger.score(chunk, labels))
+    return np.concatenate(chunks)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from .calibration import Calibration
@@ -144,6 +145,28 @@ def rank_labels(model: Model, store: TokenStore, k: int) -> tuple[np.ndarray, np
     return node_labels(model, ranked.nodes), ranked.scores
 
 
+@torch.no_grad()
+def score_labels(model: Model, store: TokenStore, labels: np.ndarray) -> np.ndarray:
+    """(N,M) float32: the scores of `labels` (M,), places in the label set, for each text, whether or not its candidates
+    have them: along a label's path, the product of its nodes' probabilities."""
+    structure, where = model.structure, device()
+    shape = (len(labels), model.task.num_labels)
+    asked = csr_matrix((np.ones(len(labels), np.int8), labels, np.arange(len(labels) + 1)), shape)
+    scores = np.ones((len(store), len(labels)), np.float32)
+    for levels in model.stages:
+        paths = [np.unique(structure.level_targets(level, asked).indices, return_inverse=True) for level in levels]
+        model.stage(levels).eval()
+        for places in inference_order(store.lengths, model.config.training.batch_size):
+            batch = make_batch(store, places).to(where)
+            with autocast(model.config.training.precision):
+                encoded, context = model.encode(levels, batch)
+                for level, (nodes, place) in zip(levels, paths):
+                    shortlist = Shortlist(torch.from_numpy(nodes.astype(np.int64)).to(where).expand(len(places), -1))
+                    logits = model.score(level, encoded, shortlist, context).logits
+                    scores[places] *= logits.float().sigmoid().cpu().numpy()[:, place]
+    return scores
+
+
 def node_labels(model: Model, nodes: np.ndarray) -> np.ndarray:
     """The labels (int64) of nodes of the last level; -1 stays."""
     return np.where(nodes >= 0, model.structure.leaf_labels()[nodes], -1)
@@ -183,6 +206,12 @@ class Tagger:
     def _plain_lists(self, texts: Sequence[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
         (model,) = self.models
         return rank_labels(model, model.read(texts), depth)
+
+    def score(self, texts: Sequence[str], labels: np.ndarray) -> np.ndarray:
+        """(N,M) float32: the scores of `labels` (M,), places in the label set, for each text, however low they are.
+        They are not calibrated. Raises ConfigError of an ensemble by ranks, which has none."""
+        (model,) = self.models
+        return score_labels(model, model.read(texts), labels)
 
     def predict(self, texts: Sequence[str], k: int = 5, threshold: float = 0.0) -> list[list[Prediction]]:
         """The `k` best labels of each text with a score of at least `threshold`, best first."""
@@ -274,6 +303,15 @@ class Ensemble(Tagger):
         self.trained_on = frozenset().union(*(member.trained_on for member in members))
         if any(member.labels.ids != self.labels.ids for member in members):
             raise RunError("the members know different labels; train them on the same data")
+
+    def score(self, texts: Sequence[str], labels: np.ndarray) -> np.ndarray:
+        if self.by_rank:
+            raise ConfigError(
+                "asked for scores of given labels, but an ensemble by ranks has none for labels far down; combine the "
+                "runs by --method mean, weighted or fitted"
+            )
+        found = [weight * member.score(texts, labels) for weight, member in zip(self.weights, self.members)]
+        return np.asarray(sum(found) / sum(self.weights), np.float32)
 
     def member_lists(self, texts: Sequence[str], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """What the members give when `k` labels are asked for: labels (N,K) int64, -1 = none, and scores (N,K) float32

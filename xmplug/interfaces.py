@@ -298,8 +298,8 @@ class LabelContext(ABC):
     def save(self, folder: Path) -> None:
         """Write what `restore` needs."""
 
-    def fit_level(self, level: int, targets: csr_matrix) -> None:
-        """Learn what it needs of a level, once, after `fit`. targets (N,nodes): the true nodes of the training texts."""
+    def fit_level(self, level: int, targets: csr_matrix) -> None:  # noqa: B027 - most need nothing
+        """Learn what it needs of a level, once, after `fit`. targets (N,nodes): the true nodes of training texts."""
 
     def label_groups(self, level: int) -> Tensor | None:
         """(nodes,k) int64, -1 = none: for each node of a level those that inform its score; None where none do."""

@@ -183,6 +183,18 @@ def true_places(top: np.ndarray, truth: csr_matrix) -> np.ndarray:
     return found
 
 
+def tail_precision(scores: np.ndarray, truth: csr_matrix, ks: Sequence[int] = (1, 10, 20)) -> dict[str, float]:
+    """How well labels find their texts, P@K for each K of `ks` (MAACF+, section 4.4, eq. 14): of each label the K texts
+    with the highest scores, and of all of them the hits over the sum of max(K, true texts of the label).
+
+    scores (N,M) of N texts for M labels; equal ones go by text. truth (N,M): where not 0, the label is true.
+    """
+    true = truth.toarray() != 0
+    order = np.argsort(-scores, axis=0, kind="stable")  # (N,M)
+    hits = np.take_along_axis(true, order, axis=0)
+    return {f"P@{k}": _ratio(hits[:k].sum(), np.maximum(true.sum(axis=0), k).sum()) for k in ks}
+
+
 def brier_score(scores: np.ndarray, hits: np.ndarray) -> float:
     """The mean squared distance of scores from 1 for `hits`, else from 0 (Brier, Monthly Weather Review 1950).
 

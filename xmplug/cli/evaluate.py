@@ -15,6 +15,13 @@ from .options import plugin_option
 @click.option("--data-format", help="Format of the corpus, where it cannot be told from the files.")
 @click.option("--split", type=click.Choice(["test", "dev", "train"]), default="test", show_default=True)
 @click.option("--k", "ks", default="1,3,5", show_default=True, help="Ranks, with commas between.")
+@click.option(
+    "--tail-labels",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also how well the N rarest labels find their texts: precision of the best 1, 10 and 20 texts of each.",
+)
 @click.option("--json", "json_file", metavar="FILE", help="Where to write the figures. [RUN/evaluation-SPLIT.json]")
 @plugin_option
 def command(
@@ -23,6 +30,7 @@ def command(
     data_format: str | None,
     split: str,
     ks: str,
+    tail_labels: int,
     json_file: str | None,
     plugin_files: tuple[str, ...],
 ) -> None:
@@ -39,8 +47,12 @@ def command(
     from ..metrics import table
     from ..saving import write_json
 
-    result = evaluate_run(run, data, split=split, ks=ranks, data_format=data_format, plugin_files=plugin_files)
+    result = evaluate_run(
+        run, data, split=split, ks=ranks, data_format=data_format, plugin_files=plugin_files, tail_labels=tail_labels
+    )
     Console().print(table(result.rows))
+    if result.tail is not None:
+        click.echo("tail: " + ", ".join(f"{name} {100 * value:.2f}" for name, value in result.tail.items()))
     for note in result.notes:
         click.echo(note)
     target = Path(json_file) if json_file else Path(run) / f"evaluation-{split}.json"

@@ -23,7 +23,9 @@ def _encoder(kind: str, **options: Any) -> Any:
     if kind == "xmlcnn":
         config = XMLCNNConfig(aspects=2, widths=(2, 4), filters=5, pools=3, size=6, **options)
         return XMLCNN(config, tokenizer, vectors).eval()
-    return AttentionBiLSTM(AttentionBiLSTMConfig(aspects=2, hidden=3, attention=4, **options), tokenizer, vectors).eval()
+    return AttentionBiLSTM(
+        AttentionBiLSTMConfig(aspects=2, hidden=3, attention=4, **options), tokenizer, vectors
+    ).eval()
 
 
 def _batch(encoder: Any, texts: list[str], width: int = 0) -> Batch:
@@ -74,7 +76,10 @@ def test_xml_cnn_of_one_text_by_hand() -> None:
         pooled = []
         for convolution, width in zip(encoder.convolutions, (2, 4)):
             padded = torch.cat([words, torch.zeros(width - 1, 8)])
-            filters, bias = convolution.weight[5 * aspect : 5 * aspect + 5], convolution.bias[5 * aspect : 5 * aspect + 5]
+            filters, bias = (
+                convolution.weight[5 * aspect : 5 * aspect + 5],
+                convolution.bias[5 * aspect : 5 * aspect + 5],
+            )
             windows = torch.stack(
                 [(filters * padded[t : t + width].T).sum(dim=(1, 2)) + bias for t in range(len(words))]
             )

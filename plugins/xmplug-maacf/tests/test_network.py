@@ -71,9 +71,9 @@ def _pair(fusion: CoAttention, encoded: Encoded, text: int, label: int) -> Tenso
     ]
     text_side = sum(w * aspect for w, aspect in zip(torch.softmax(torch.stack(queries), 0), s))
     value = torch.cat([text_side, side])  # type: ignore[list-item]
-    for at in range(len(fusion.layers)):  # eq. 9
+    for at, name in enumerate(["first", *(f"layers.{each}" for each in range(len(fusion.layers)))]):  # eq. 9
         value = torch.relu(value) if at else value
-        value = value @ weights[f"layers.{at}.weight"].T + weights[f"layers.{at}.bias"]
+        value = value @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
     product = 0 if fusion.product is None else (fusion.product * text_side * side).sum()
     return value[0] + product
 
@@ -159,13 +159,15 @@ def test_aspects_of_states() -> None:
 def test_aspects_where_there_are_none() -> None:
     aspects = Aspects(SimpleNamespace(size=5, num_pooled=0), None, 4)  # type: ignore[arg-type]
     assert aspects.count == 2
-    with pytest.raises(ConfigError, match="--fusion.aspects none"):
+    with pytest.raises(ConfigError, match=r"--fusion\.aspects none"):
         aspects(Encoded(mask=torch.ones(1, 1, dtype=torch.bool), pooled=torch.zeros(1, 2, 5)))
 
 
 @pytest.mark.parametrize("nodes", [None, torch.tensor([[4, -1, 0], [8, 1, 3], [2, 6, 5], [-1, -1, 7]])])
 def test_classifier(nodes: Tensor | None) -> None:
-    classifier = Classifier(ClassifierConfig(size=4, dropout=0.0), SimpleNamespace(size=5, num_pooled=3), _LABELS).double()  # type: ignore[arg-type]
+    classifier = Classifier(
+        ClassifierConfig(size=4, dropout=0.0), SimpleNamespace(size=5, num_pooled=3), _LABELS
+    ).double()  # type: ignore[arg-type]
     encoded = _encoded()
     found = classifier(encoded, Shortlist(nodes)).logits
     text = classifier.aspects(encoded).mean(dim=1)

@@ -45,8 +45,8 @@ class CoAttentionConfig(ComponentConfig):
     aspects: int | None = Field(
         None,
         ge=1,
-        description="n: poolings of an encoder's states by attention; none: the vectors that it pools itself, or 2 where "
-        "it pools none",
+        description="n: poolings of an encoder's states by attention; none: the vectors that it pools itself, or 2 "
+        "where it pools none",
     )
     size: int = Field(256, ge=1, description="D: length of the vectors of texts and labels")
     attention: Literal["co", "self"] = Field(
@@ -64,8 +64,8 @@ class ClassifierConfig(ComponentConfig):
     aspects: int | None = Field(
         None,
         ge=1,
-        description="poolings of an encoder's states by attention; none: the vectors that it pools itself, or 2 where it "
-        "pools none",
+        description="poolings of an encoder's states by attention; none: the vectors that it pools itself, or 2 where "
+        "it pools none",
     )
     size: int = Field(256, ge=1, description="length of a text vector")
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout of the text vector")
@@ -77,6 +77,62 @@ class BPRConfig(ComponentConfig):
     negatives: int | None = Field(
         10, ge=1, description="Neg: candidates drawn for each true label of a text; none: all candidates count"
     )
+
+
+_MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+Options = dict[str, dict[str, Any]]
+
+
+def _with(base: Options, **changes: dict[str, Any]) -> Options:
+    """`base` with options added; a section that names another component replaces the whole section."""
+    replaced = {name: new if "component" in new else {**base.get(name, {}), **new} for name, new in changes.items()}
+    return {**base, **replaced}
+
+
+def _section_4(max_tokens: int, **others: dict[str, Any]) -> Options:
+    """RoBERTa, which gives the paper its best results, for one of its corpora; n, epochs and rates are not in it."""
+    encoder = {"component": "gudn:bert", "model": "FacebookAI/roberta-base", "max_tokens": max_tokens, "rate": 0.05}
+    return {"encoder": encoder, "fusion": {"aspects": 2}, "training": {"epochs": 20, "batch_size": 16}, **others}
+
+
+def _laptop(max_tokens: int, epochs: int) -> Options:
+    """Small BiLSTMs, and all labels as candidates of a logistic loss, which learns faster than sampled pairs."""
+    return {
+        "encoder": {"component": "maacf:bilstm", "vector_size": 200, "max_tokens": max_tokens},
+        "loss": {"component": "core:bce"},
+        "training": {"epochs": epochs, "batch_size": 32, "learning_rate": 2e-3, "swa_start": 0.4},
+    }
+
+
+def _ablations() -> dict[str, Options]:
+    """Table 7 (mcf: no co-attention, acf: one aspect), figures 2 and 3 (size of the groups), figure 4 (layers of the
+    predictor), and what this plugin adds or leaves out."""
+    base = _laptop(150, 3)
+    return {
+        "full": base,
+        "mcf": _with(base, fusion={"attention": "self"}),
+        "acf": _with(base, encoder={**base["encoder"], "aspects": 1}),
+        **{f"k{k}": _with(base, label_context={"neighbours": k}) for k in (0, 5)},
+        **{f"layers-{layers}": _with(base, fusion={"layers": layers}) for layers in (1, 3)},
+        "no-product": _with(base, fusion={"product": False}),
+        "bpr": _with(base, loss={"component": "maacf:bpr"}),
+    }
+
+
+def _encoders() -> dict[str, Options]:
+    """Tables 5 and 6: each encoder alone, and with the rest."""
+    base = _laptop(150, 3)
+    words = {"vector_size": 200, "max_tokens": 150}
+    minilm = {"component": "gudn:bert", "model": _MINILM, "max_tokens": 64, "frozen": 3, "rate": 0.05, "dropout": 0.0}
+    kinds = {"xmlcnn": {"component": "maacf:xmlcnn", **words}, "bilstm": base["encoder"], "minilm": minilm}
+    presets = {}
+    for name, encoder in kinds.items():
+        one, poolings = ({}, {"aspects": 1}) if name == "minilm" else ({"aspects": 1}, {})
+        presets[f"alone-{name}"] = _with(
+            base, encoder={**encoder, **one}, fusion={"component": "maacf:classifier", **poolings}
+        )
+        presets[f"with-{name}"] = _with(base, encoder=encoder, fusion={"aspects": 2} if name == "minilm" else {})
+    return presets
 
 
 def _taken_by_classifier(config: ClassifierConfig | CoAttentionConfig) -> Takes:
@@ -159,7 +215,22 @@ def xmplug_recipes() -> list[Recipe]:
             paper=Paper(
                 "Multi-Aspect co-Attentional Collaborative Filtering for extreme multi-label text classification",
                 2023,
-                "https://doi.org/10.1016/j.knosys.2022.110110",
+                "https://discovery.researcher.life/article/multi-aspect-co-attentional-collaborative-filtering-for-"
+                "extreme-multi-label-text-classification/6e3c72ba3c173e2db922f658ff4dcf42",
             ),
+            options={"training": {"patience": 3}},
+            presets={
+                "eur-lex": _section_4(512),
+                "aapd": _section_4(256),
+                "amazoncat-13k": _section_4(512),
+                "wiki-500k": _section_4(
+                    512,
+                    label_structure={"component": "core:tree", "branching": 10_000, "max_leaf": 60, "beam": 20},
+                ),
+                "laptop": _laptop(300, 8),
+                "demo": _laptop(150, 4),
+                **{f"ablation-{name}": options for name, options in _ablations().items()},
+                **_encoders(),
+            },
         )
     ]

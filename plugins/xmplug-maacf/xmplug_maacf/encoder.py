@@ -48,8 +48,8 @@ class XMLCNN(Words):
 
 
 class AttentionBiLSTM(Words):
-    """pooled (B,n,D): n times a bidirectional LSTM of one layer, with self-attention a_t = softmax_t(v . tanh(W h_t)) over
-    its states (Lin et al., ICLR 2017, with one hop)."""
+    """pooled (B,n,D): n times a bidirectional LSTM of one layer, with self-attention a_t = softmax_t(v . tanh(W h_t))
+    over its states (Lin et al., ICLR 2017, with one hop)."""
 
     def __init__(self, config: AttentionBiLSTMConfig, tokenizer: Tokenizer, vectors: Tensor):
         super().__init__(config, tokenizer, vectors)
@@ -66,6 +66,8 @@ class AttentionBiLSTM(Words):
         words, mask = self.words(batch), batch.mask  # (B,T,D)
         vectors = []
         for onward, backward, key, query in zip(self.onward, self.backward_, self.keys, self.queries):
+            assert isinstance(onward, nn.LSTM)
+            assert isinstance(backward, nn.LSTM)
             states = self.state_dropout(read_both_ways(onward, backward, words, mask))  # (B,T,2N)
             logits = query(torch.tanh(key(states))).squeeze(-1).float()  # (B,T)
             weights = logits.masked_fill(~mask, -torch.inf).softmax(dim=-1).nan_to_num()  # 0 for an empty text

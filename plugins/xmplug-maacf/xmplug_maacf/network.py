@@ -32,8 +32,8 @@ _AT_ONCE = 4_000_000
 
 
 class Aspects(nn.Module):
-    """s_in, the n aspects (B,n,D) of a text: the vectors that the encoder pools, or n poolings of its states, by attention
-    with a learned query each; then a linear map of its own for each, to D numbers."""
+    """s_in, the n aspects (B,n,D) of a text: the vectors that the encoder pools, or n poolings of its states, by
+    attention with a learned query each; then a linear map of its own for each, to D numbers."""
 
     def __init__(self, encoder: Encoder, poolings: int | None, size: int):
         super().__init__()
@@ -60,8 +60,8 @@ class CoAttention(Fusion):
     """z = MLP([S, H]) + v . (S * H) of a text and a label, or a node of a tree: eq. 9, and a product beside it.
 
     H = W_f [h, H^g] + b_f (eq. 8), of the label's vector h and the vector H^g of its group: each aspect weighs the
-    group's members (eq. 4, 5), self-attention weighs what the aspects found (eq. 6, 7). S: h weighs the aspects likewise.
-    A label without a group has H^g = 0.
+    group's members (eq. 4, 5), self-attention weighs what the aspects found (eq. 6, 7). S: h weighs the aspects
+    likewise. A label without a group has H^g = 0.
     """
 
     per_node: ClassVar[tuple[str, ...]] = ("labels",)
@@ -80,11 +80,12 @@ class CoAttention(Fusion):
             self.fuse.weight[:, :size] = torch.eye(size)
             self.fuse.bias.zero_()
         widths = [2 * size, *[config.hidden] * (config.layers - 1), 1]
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        layers = [nn.Linear(*pair) for pair in pairwise(widths)]
+        self.first, self.layers = layers[0], nn.ModuleList(layers[1:])
         self.dropout = Dropout(config.dropout)
         self.product = nn.Parameter(torch.ones(size)) if config.product else None  # v
         # A ranking loss never learns the last bias, which sets the scores' level; a wrong one pushes them all to 1.
-        nn.init.constant_(self.layers[-1].bias, math.log(rate / (1 - rate)))
+        nn.init.constant_(layers[-1].bias, math.log(rate / (1 - rate)))
 
     @classmethod
     def build(cls, config: CoAttentionConfig, encoder: Encoder, num_nodes: int, task: Task) -> CoAttention:
@@ -123,7 +124,7 @@ class CoAttention(Fusion):
         return torch.cat([nodes[:, None], self.label_groups[nodes]], dim=1)
 
     def _tables(self, aspects: Tensor, vectors: Tensor) -> _Tables:
-        size, first = self.config.size, self.layers[0]
+        size, first = self.config.size, self.first
         of_text, of_label = first.weight[:, :size], first.weight[:, size:]  # (H,D) each
         alone, grouped = self.fuse.weight[:, :size], self.fuse.weight[:, size:]  # (D,D) each
         bias = first.bias + of_label @ self.fuse.bias
@@ -132,10 +133,14 @@ class CoAttention(Fusion):
             """(B R,n): products of each text's aspects with R labels."""
             return torch.einsum("rd,bnd->brn", labels.to(texts.dtype), texts).flatten(0, 1)
 
-        products = ()
+        products = None
         if self.product is not None:
             scaled = aspects * self.product.to(aspects.dtype)
-            products = affinity(scaled, linear(vectors, alone, self.fuse.bias)), affinity(scaled, linear(vectors, grouped))
+            products = (
+                affinity(scaled, linear(vectors, alone, self.fuse.bias)),
+                affinity(scaled, linear(vectors, grouped)),
+            )
+        co, exact = self.config.attention == "co", self.labels.weight.dtype
         return _Tables(
             labels=len(vectors),
             aspects=aspects.shape[1],
@@ -146,9 +151,9 @@ class CoAttention(Fusion):
                     linear(aspects.flatten(0, 1), of_text),
                 ]
             ),
-            affinity=affinity(aspects, vectors) if self.config.attention == "co" else None,
-            of_aspects=self.of_aspects(vectors if self.config.attention == "co" else aspects).to(self.labels.weight.dtype),
-            of_members=None if self.of_members is None else self.of_members(vectors).squeeze(-1).to(self.labels.weight.dtype),
+            affinity=affinity(aspects, vectors) if co else None,
+            of_aspects=self.of_aspects(vectors if co else aspects).to(exact),
+            of_members=None if self.of_members is None else self.of_members(vectors).squeeze(-1).to(exact),
             products=products,
         )
 
@@ -179,14 +184,14 @@ class CoAttention(Fusion):
             ),
             mode="sum",
         )  # (P,H): the first layer of [S, H]
-        for layer in self.layers[1:-1]:
+        for layer in self.layers[:-1]:
             summed = layer(self.dropout(torch.relu(summed)))
         with torch.autocast(text.device.type, enabled=False):  # few digits would make many labels equal
             logits = summed.to(exact)
-            if len(self.layers) > 1:
-                logits = self.layers[-1](self.dropout(torch.relu(logits)))
+            for layer in self.layers[-1:]:
+                logits = layer(self.dropout(torch.relu(logits)))
             logits = logits.squeeze(-1)
-            if tables.products:
+            if tables.products is not None:
                 alone, grouped = tables.products
                 logits = logits + (on_text * embedding(at_own, alone).to(exact)).sum(dim=1)
                 of_group = (on_members[:, :, None] * embedding(at_members, grouped).to(exact)).sum(dim=1)  # (P,n)
@@ -200,7 +205,7 @@ class _Tables:
 
     hidden (2 R + B n,H): the first layer of the predictor, of each label, of each as a member of a group, and of each
     aspect. affinity (B R,n): s_in h_j; None without co-attention. of_aspects: W_n h_j + b_n of each label (R,n), or of
-    each aspect (B,n,1). of_members (R,): self-attention's logit of a label in a group. products, where there are: as
+    each aspect (B,n,1). of_members (R,): self-attention's logit of a label in a group. products, with a product: as
     affinity, with v and what W_f makes of each label, and of each as a member of a group.
     """
 
@@ -210,7 +215,7 @@ class _Tables:
     affinity: Tensor | None
     of_aspects: Tensor
     of_members: Tensor | None
-    products: tuple[Tensor, ...]
+    products: tuple[Tensor, Tensor] | None
 
 
 def _masked_softmax(logits: Tensor, there: Tensor) -> Tensor:
@@ -219,7 +224,7 @@ def _masked_softmax(logits: Tensor, there: Tensor) -> Tensor:
 
 
 class Classifier(Fusion):
-    """An encoder alone (Tables 5 and 6): the mean of its aspects, dropout, and a linear layer with a row for each node."""
+    """An encoder alone (Tables 5 and 6): the mean of its aspects, dropout, a linear layer with a row for each node."""
 
     per_node: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
