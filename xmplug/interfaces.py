@@ -391,8 +391,9 @@ class Loss(nn.Module, ABC):
         """A new loss."""
 
     def sample(self, shortlist: Shortlist, targets: Targets, num_nodes: int) -> Shortlist:
-        """In training, which candidates of the last level to score: all true ones among them, and of the others those
-        that the loss looks at; by default all. Random choices come from torch's generator.
+        """In training, which candidates of a level to score: all true ones among them, and of the others those that the
+        loss looks at; by default all. Of levels that are trained together for the last alone, since the scores of the
+        others choose the candidates below. Random choices come from torch's generator.
 
         num_nodes: of the level. A text has no node twice."""
         return shortlist

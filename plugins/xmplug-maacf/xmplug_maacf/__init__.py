@@ -172,6 +172,7 @@ def xmplug_label_contexts() -> list[Component]:
             LabelGroupsConfig,
             "for each label those that occur with it, by CF-IDF",
             gives=("label groups",),
+            takes={},
         )
     ]
 
