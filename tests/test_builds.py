@@ -75,6 +75,7 @@ def test_what_the_core_holds(dist: Path) -> None:
     assert any("data/bundled/debtags/train" in name for name in package) and "xmplug/report.html" in package
     sdist, wheel = _inside(_archive(dist, "xmplug", ".tar.gz")), _inside(_archive(dist, "xmplug", ".whl"))
     assert sources | package | {"README.md", "LICENSE", "pyproject.toml", "setup.py"} <= sdist
+    assert not [path for path in sdist if path.startswith("tests/")]  # they run in a checkout: a part is of no use
     assert package <= wheel
     assert any(re.fullmatch(r"xmplug/_cpu\..*\.so", name) for name in wheel)
     assert {re.sub(r"-[\d.]+\.", "-.", name.split("/")[0]) for name in wheel} == {"xmplug", "xmplug-.dist-info"}
