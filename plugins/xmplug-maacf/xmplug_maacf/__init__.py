@@ -92,7 +92,8 @@ def _with(base: Options, **changes: dict[str, Any]) -> Options:
 def _section_4(max_tokens: int, **others: dict[str, Any]) -> Options:
     """RoBERTa, which gives the paper its best results, for one of its corpora; n, epochs and rates are not in it."""
     encoder = {"component": "gudn:bert", "model": "FacebookAI/roberta-base", "max_tokens": max_tokens, "rate": 0.05}
-    return {"encoder": encoder, "fusion": {"aspects": 2}, "training": {"epochs": 20, "batch_size": 16}, **others}
+    training = {"epochs": 20, "batch_size": 16, **others.pop("training", {})}
+    return {"encoder": encoder, "fusion": {"aspects": 2}, "training": training, **others}
 
 
 def _laptop(max_tokens: int, epochs: int) -> Options:
@@ -227,6 +228,7 @@ def xmplug_recipes() -> list[Recipe]:
                 "wiki-500k": _section_4(
                     512,
                     label_structure={"component": "core:tree", "branching": 10_000, "max_leaf": 60, "beam": 20},
+                    training={"levels": "together"},
                 ),
                 "laptop": _laptop(300, 8),
                 "demo": _laptop(150, 4),
