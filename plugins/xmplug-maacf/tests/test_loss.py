@@ -46,7 +46,7 @@ def test_texts_without_true_candidates_cost_nothing() -> None:
     loss = BPR(3)(Scores(logits), Shortlist(), _targets([]))
     loss.backward()
     assert float(loss.detach()) == 0
-    assert float(BPR(3)(Scores(logits), Shortlist(), _targets([0, 1]))) == 0  # all are true
+    assert float(BPR(3)(Scores(logits.detach()), Shortlist(), _targets([0, 1]))) == 0  # all are true
 
 
 @pytest.mark.parametrize("given", [False, True])
