@@ -110,9 +110,9 @@ def evaluate_documents(
         tail = tail_precision(score_texts(tagger, documents.texts(), rarest), known[:, rarest])
         counts = labels.counts[rarest]
         notes.append(
-            f"tail: the {len(rarest)} labels with the fewest training documents, {counts.min()} to {counts.max()} "
-            "each, of those that are true here; of each the K texts with the highest scores, hits over the larger of K "
-            "and its true texts"
+            f"rarest labels: the {len(rarest)} with the fewest training documents, {counts.min()} to {counts.max()} "
+            "each, of those that are true here; the hits among the K texts with the highest scores for each, over the "
+            "sum of the larger of K and its true texts"
         )
     return Evaluation(rows, notes, tail)
 

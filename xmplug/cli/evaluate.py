@@ -52,7 +52,7 @@ def command(
     )
     Console().print(table(result.rows))
     if result.tail is not None:
-        click.echo("tail: " + ", ".join(f"{name} {100 * value:.2f}" for name, value in result.tail.items()))
+        click.echo("rarest labels: " + ", ".join(f"{name} {100 * value:.2f}" for name, value in result.tail.items()))
     for note in result.notes:
         click.echo(note)
     target = Path(json_file) if json_file else Path(run) / f"evaluation-{split}.json"
