@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from .options import Sections
+from .options import Sections, corpus_options
 
 
 class _Compare(Sections):
@@ -32,15 +32,7 @@ class _Compare(Sections):
 @click.option("--mixes", metavar="FILE", help="More entries, with options of their own, from a JSON file.")
 @click.option("--preset", help="Of the methods that name none; NAME@ takes none.")
 @click.option("--data", required=True, help="Corpus: a bundled or fetched name, a folder, or one file.")
-@click.option("--data-format", help="Format of the corpus, where it cannot be told from the files.")
-@click.option("--labels", help="Label file (JSON lines, TSV or SKOS) where the folder brings none.")
-@click.option(
-    "--dev-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.1,
-    show_default=True,
-    help="Share of the training texts that chooses the weights, where there is no dev file.",
-)
+@corpus_options
 @click.option("--documents", type=click.IntRange(1), help="Train on so many texts, drawn by a fixed seed.  [all]")
 @click.option("--minutes", type=float, help="Most minutes of each training: training.minutes of all entries.")
 @click.option("--epochs", help="Passes over the training texts: training.epochs of all entries.")

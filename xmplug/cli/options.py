@@ -41,6 +41,24 @@ class Sections(click.Command):
         return extra
 
 
+def corpus_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How to read the corpus to train on: --data-format, --labels, --dev-fraction."""
+    options = (
+        click.option("--data-format", help="Format of the corpus, where it cannot be told from the files."),
+        click.option("--labels", help="Label file (JSON lines, TSV or SKOS) where the folder brings none."),
+        click.option(
+            "--dev-fraction",
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            default=0.1,
+            show_default=True,
+            help="Share of the training texts that chooses the weights, where there is no dev file.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--plugin, --preset, --config and one option for each slot."""
     for slot in reversed(SLOTS):

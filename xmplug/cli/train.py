@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.core import ParameterSource
 
-from .options import Sections, config_layers, describe_options, recipe_options
+from .options import Sections, config_layers, corpus_options, describe_options, recipe_options
 
 
 @click.command(
@@ -16,15 +16,7 @@ from .options import Sections, config_layers, describe_options, recipe_options
 )
 @recipe_options
 @click.option("--data", help="Corpus: a bundled or fetched name, a folder with train/dev/test files, or one file.")
-@click.option("--data-format", help="Format of the corpus, where it cannot be told from the files.")
-@click.option("--labels", help="Label file (JSON lines, TSV or SKOS) where the folder brings none.")
-@click.option(
-    "--dev-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.1,
-    show_default=True,
-    help="Share of the training texts that chooses the weights, where there is no dev file.",
-)
+@corpus_options
 @click.option("--out", help="Folder for the run; it must not exist yet.")
 @click.option(
     "--ensemble",
