@@ -5,6 +5,8 @@ The environment variable XMPLUG_BUILD says what to compile:
     cpu   the CPU kernels; an error where they cannot be built
     cuda  the CPU and the CUDA kernels; an error where they cannot be built
     none  nothing
+XMPLUG_CUDA_ARCHITECTURES names the GPUs to compile for, as nvcc does after sm_, and newer ones take the last of them;
+the default is "75 80 90a 100".
 """
 
 from __future__ import annotations
@@ -36,6 +38,12 @@ SIMD_FLAGS = {
     "simd_avx512": "-ffp-contract=fast -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma",
     "simd_avx512bf16": "-ffp-contract=fast -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma",
 }
+# Warnings are errors, and each kernel's registers and spills are in the output. No contraction but where a kernel asks.
+NVCCFLAGS = (
+    "-O3 -std=c++17 --cudart static -Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra -Werror all-warnings "
+    "-Xptxas -v,-warn-spills"
+)
+ARCHITECTURES = "75 80 90a 100"
 
 
 def compiler() -> str | None:
@@ -43,12 +51,18 @@ def compiler() -> str | None:
     return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
 
 
+def nvcc() -> str | None:
+    """CUDA's compiler: in $CUDA_HOME, else the one on the path, else where CUDA installs itself."""
+    homes = [os.environ.get("CUDA_HOME"), None, "/usr/local/cuda"]
+    return next(filter(None, (shutil.which("nvcc", path=home and str(Path(home, "bin"))) for home in homes)), None)
+
+
 def extensions() -> list[Extension]:
     mode = os.environ.get("XMPLUG_BUILD", "auto")
     if mode not in ("auto", "cpu", "cuda", "none"):
         sys.exit(f"XMPLUG_BUILD={mode} is not one of auto, cpu, cuda, none")
-    if mode == "cuda" and not (ROOT / CSRC / "cuda").is_dir():
-        sys.exit("XMPLUG_BUILD=cuda: this release carries no CUDA kernels (no csrc/cuda); use auto, cpu or none")
+    if mode == "cuda" and nvcc() is None:
+        sys.exit("XMPLUG_BUILD=cuda needs nvcc and found none; install the CUDA toolkit or set CUDA_HOME")
     if mode == "none":
         return []
     if compiler() is None:
@@ -56,12 +70,20 @@ def extensions() -> list[Extension]:
             sys.exit(f"XMPLUG_BUILD={mode} needs a C++17 compiler and found none; install g++ or set CXX")
         warnings.warn("no C++ compiler: xmplug is installed without native kernels and is slower", stacklevel=2)
         return []
-    sources = sorted((ROOT / CSRC / "cpu").glob("*.cpp"))
+    found = [extension("cpu", optional=mode == "auto")]
+    if mode == "cuda":
+        found.append(extension("cuda"))
+    return found
+
+
+def extension(folder: str, optional: bool = False) -> Extension:
+    """The module xmplug._<folder>, of what lies in that folder of csrc."""
+    files = sorted(path.relative_to(ROOT) for path in (ROOT / CSRC / folder).iterdir())
+    sources = [str(path) for path in files if path.suffix in (".cpp", ".cu")]
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        sources = [source for source in sources if not source.stem.startswith("simd_avx")]
-    headers = sorted((ROOT / CSRC / "cpu").glob("*.h"))
-    relative = [[str(path.relative_to(ROOT)) for path in paths] for paths in (sources, headers)]
-    return [Extension("xmplug._cpu", sources=relative[0], depends=relative[1], optional=mode == "auto")]
+        sources = [source for source in sources if not Path(source).stem.startswith("simd_avx")]
+    headers = [str(path) for path in files if path.suffix == ".h"]
+    return Extension(f"xmplug._{folder}", sources=sources, depends=headers, optional=optional)
 
 
 class NinjaBuild(build_ext):
@@ -82,7 +104,7 @@ class NinjaBuild(build_ext):
 
     def ninja_file(self, ext: Extension, target: Path) -> str:
         includes = [pybind11.get_include(), sysconfig.get_path("include"), sysconfig.get_path("platinclude")]
-        flags = shlex.join(f"-isystem{path}" for path in dict.fromkeys(includes))
+        flags = " ".join(f"-isystem {shlex.quote(path)}" for path in dict.fromkeys(includes))
         shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
         lines = [
             f"cxx = {compiler()}",
@@ -92,13 +114,26 @@ class NinjaBuild(build_ext):
             "  command = $cxx -MMD -MF $out.d $cxxflags $simd -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
-            "rule link",
-            "  command = $cxx $in $ldflags -o $out",
         ]
+        compile, link = "compile", "$cxx $in $ldflags -o $out"
+        if ext.sources[0].endswith(".cu"):
+            compile, link = "compile_cuda", "$nvcc --cudart static -shared $in -o $out"
+            architectures = os.environ.get("XMPLUG_CUDA_ARCHITECTURES", ARCHITECTURES).split()
+            targets = [f"-gencode=arch=compute_{each},code=sm_{each}" for each in architectures]
+            targets.append(f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}")
+            lines += [
+                f"nvcc = {nvcc()} -ccbin {compiler()}",
+                f"nvccflags = {NVCCFLAGS} {' '.join(targets)} {flags}",
+                "rule compile_cuda",
+                "  command = $nvcc -MMD -MF $out.d $nvccflags -c $in -o $out",
+                "  depfile = $out.d",
+                "  deps = gcc",
+            ]
+        lines += ["rule link", f"  command = {link}"]
         objects = []
         for source in ext.sources:
             objects.append(escaped(Path(source).with_suffix(".o").name))
-            lines.append(f"build {objects[-1]}: compile {escaped(ROOT / source)}")
+            lines.append(f"build {objects[-1]}: {compile} {escaped(ROOT / source)}")
             lines.append(f"  simd = {SIMD_FLAGS.get(Path(source).stem, '')}")
         lines.append(f"build {escaped(target)}: link {' '.join(objects)}")
         return "\n".join(lines) + "\n"

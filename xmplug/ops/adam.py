@@ -38,7 +38,8 @@ def sparse_adam_step(
         w = w - learning_rate sqrt(1 - beta2^step) / (1 - beta1^step) m / (sqrt(v) + eps)
 
     in float32; a bfloat16 weight is rounded to the nearest. Raises KernelError, and changes nothing, for shapes and
-    types that do not fit together, and for rows that are out of range or do not ascend.
+    types that do not fit together, and for rows that are out of range or do not ascend. On a GPU that would be to
+    wait for the device: there a row out of range stops it with a CUDA error, and the order is not looked at.
     """
     tensors = {"weight": weight, "grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "rows": rows}
     fit = weight.ndim == 2 and rows.ndim == 1 and weight.shape == exp_avg.shape == exp_avg_sq.shape
@@ -81,27 +82,22 @@ def _sparse_adam_step(
 ) -> None:
     step_size = learning_rate * math.sqrt(1 - beta2**step) / (1 - beta1**step)
     factors = (step_size, 1 - beta1, 1 - beta2, eps)
-    module = native.cpu()
     # What is changed in place cannot be copied to lie in one piece: the reference takes any layout.
     whole = weight.is_contiguous() and exp_avg.is_contiguous() and exp_avg_sq.is_contiguous()
-    if module is None or weight.device.type != "cpu" or not whole:
+    module = native.cpu() if whole and weight.device.type == "cpu" else None
+    gpu = native.gpu(weight) if whole else None
+    if module is None and gpu is None:
         done = reference.sparse_adam_step(weight, rows, grad, exp_avg, exp_avg_sq, *factors)
     else:
         rows, grad = rows.contiguous(), grad.contiguous()
-        native_step = (
-            module.sparse_adam_step_float if weight.dtype == torch.float32 else module.sparse_adam_step_bfloat16
-        )
-        done = native_step(
-            weight.data_ptr(),
-            *weight.shape,
-            rows.data_ptr(),
-            len(rows),
-            grad.data_ptr(),
-            exp_avg.data_ptr(),
-            exp_avg_sq.data_ptr(),
-            *factors,
-            native.threads(),
-        )
+        name = "sparse_adam_step_float" if weight.dtype == torch.float32 else "sparse_adam_step_bfloat16"
+        arrays = (weight.data_ptr(), *weight.shape, rows.data_ptr(), len(rows), grad.data_ptr())
+        moments = (exp_avg.data_ptr(), exp_avg_sq.data_ptr())
+        if gpu is not None:
+            gpu(name, *arrays, *moments, *factors)
+            done = True  # looking at the rows would wait for the device
+        else:
+            done = getattr(module, name)(*arrays, *moments, *factors, native.threads())
     # So that a backward pass that needs what was here before says so, and does not compute with what is here now.
     torch.autograd.graph.increment_version((weight, exp_avg, exp_avg_sq))
     if not done:

@@ -1,0 +1,354 @@
+// CUDA on the host: what the kernels in csrc/cuda use of CUDA, so that a C++ compiler makes programs of them that run
+// without a GPU. For tests of the kernels' logic; nothing of it is in a package.
+//
+// Blocks run one after the other. The threads of a block are fibers: one runs until it waits for others, at a barrier
+// or a collective of its warp, then the next. The order changes from block to block, shared memory begins with
+// rubbish, and what hangs or breaks a rule on a GPU throws: a barrier that only some threads reach, a collective that
+// not all lanes of a warp take part in, a launch beyond the limits of a device.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __shared__ static
+#define __constant__ static
+#define __restrict__
+#define __launch_bounds__(...)
+#define __align__(bytes) alignas(bytes)
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+
+using cudaStream_t = void*;
+
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+
+namespace cuda_on_host {
+
+constexpr unsigned kWarp = 32;
+constexpr size_t kStack = 256 * 1024;
+
+// The threads of one block.
+class Block {
+ public:
+  Block(dim3 threads, size_t shared_bytes) : threads_(threads), shared_(shared_bytes + 128) {
+    const size_t count = size_t{threads.x} * threads.y * threads.z;
+    fibers_.resize(count);
+    for (size_t i = 0; i < count; ++i) fibers_[i].stack = std::make_unique<char[]>(kStack);
+    warps_.resize((count + kWarp - 1) / kWarp);
+  }
+
+  // Runs `body` as each thread of block `index`.
+  template <class Body>
+  void run(uint3 index, const Body& body, std::minstd_rand& random) {
+    current_block = this;
+    blockIdx = index;
+    for (char& byte : shared_) byte = static_cast<char>(random() | 0x81);
+    body_ = [](const void* context) { (*static_cast<const Body*>(context))(); };
+    context_ = &body;
+    std::vector<unsigned> order(fibers_.size());
+    std::iota(order.begin(), order.end(), 0U);
+    std::shuffle(order.begin(), order.end(), random);
+    for (Fiber& fiber : fibers_) fiber.state = State::kNew;
+    for (Warp& warp : warps_) warp = Warp{};
+    error_ = nullptr;
+    barrier_count_ = 0;
+    size_t done = 0;
+    while (done < fibers_.size()) {
+      bool moved = false;
+      for (const unsigned i : order) {
+        Fiber& fiber = fibers_[i];
+        if (fiber.state == State::kDone || (fiber.state == State::kBarrier && fiber.ticket == barriers_) ||
+            (fiber.state == State::kWarp && fiber.ticket == warps_[i / kWarp].rounds)) {
+          continue;
+        }
+        moved = true;
+        resume(i);
+        if (error_) std::rethrow_exception(error_);
+        done += fiber.state == State::kDone;
+      }
+      if (!moved) throw std::logic_error("CUDA on the host: a barrier or collective that not all threads reach");
+    }
+  }
+
+  void barrier() {
+    Fiber& self = fibers_[current_];
+    self.ticket = barriers_;
+    if (++barrier_count_ == fibers_.size()) {
+      barrier_count_ = 0;
+      ++barriers_;
+    } else {
+      wait(State::kBarrier);
+    }
+  }
+
+  // All lanes of a warp leave `bytes` bytes and meet; then each reads what it wants of the others', and they meet
+  // again.
+  template <class Read>
+  void collective(const void* mine, size_t bytes, const Read& read) {
+    Warp& warp = warps_[current_ / kWarp];
+    const unsigned lane = current_ % kWarp;
+    if (bytes > sizeof(warp.values[0])) throw std::logic_error("CUDA on the host: a collective's value is too large");
+    std::memcpy(warp.values[lane], mine, bytes);
+    meet();
+    read(warp.values, lane);
+    meet();
+  }
+
+  void meet() {
+    Warp& warp = warps_[current_ / kWarp];
+    const size_t lanes = std::min<size_t>(kWarp, fibers_.size() - current_ / kWarp * kWarp);
+    fibers_[current_].ticket = warp.rounds;
+    if (++warp.arrived == lanes) {
+      warp.arrived = 0;
+      ++warp.rounds;
+    } else {
+      wait(State::kWarp);
+    }
+  }
+
+  char* shared() {
+    const auto address = reinterpret_cast<uintptr_t>(shared_.data());
+    return shared_.data() + (128 - address % 128) % 128;
+  }
+
+  static inline Block* current_block = nullptr;
+
+ private:
+  enum class State { kNew, kReady, kBarrier, kWarp, kDone };
+  struct Fiber {
+    std::unique_ptr<char[]> stack;
+    State state = State::kNew;
+    uint64_t ticket = 0;
+    jmp_buf at;
+  };
+  struct Warp {
+    alignas(16) char values[kWarp][64];
+    size_t arrived = 0;
+    uint64_t rounds = 0;
+  };
+
+  void resume(unsigned i) {
+    current_ = i;
+    threadIdx = {i % threads_.x, i / threads_.x % threads_.y, i / (threads_.x * threads_.y)};
+    Fiber& fiber = fibers_[i];
+    if (_setjmp(scheduler_) == 0) {
+      if (fiber.state != State::kNew) {
+        fiber.state = State::kReady;
+        _longjmp(fiber.at, 1);
+      }
+      fiber.state = State::kReady;
+      ucontext_t start;
+      getcontext(&start);
+      start.uc_stack.ss_sp = fiber.stack.get();
+      start.uc_stack.ss_size = kStack;
+      start.uc_link = nullptr;
+      makecontext(&start, &Block::enter, 0);
+      setcontext(&start);
+    }
+  }
+
+  static void enter() {
+    Block& block = *current_block;
+    try {
+      block.body_(block.context_);
+    } catch (...) {
+      block.error_ = std::current_exception();
+    }
+    block.fibers_[block.current_].state = State::kDone;
+    _longjmp(block.scheduler_, 1);
+  }
+
+  void wait(State state) {
+    Fiber& self = fibers_[current_];
+    self.state = state;
+    if (_setjmp(self.at) == 0) _longjmp(scheduler_, 1);
+  }
+
+  dim3 threads_;
+  std::vector<char> shared_;
+  std::vector<Fiber> fibers_;
+  std::vector<Warp> warps_;
+  jmp_buf scheduler_;
+  void (*body_)(const void*) = nullptr;
+  const void* context_ = nullptr;
+  std::exception_ptr error_;
+  unsigned current_ = 0;
+  size_t barrier_count_ = 0;
+  uint64_t barriers_ = 0;
+};
+
+constexpr size_t kSharedBytes = 227 * 1024;  // the most that a block of a Hopper GPU can have
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, const Arguments&... arguments) {
+  const size_t threads = size_t{block.x} * block.y * block.z;
+  if (threads == 0 || threads > 1024 || block.z > 64 || grid.y > 65535 || grid.z > 65535 || grid.x > 2147483647U ||
+      grid.x == 0 || grid.y == 0 || grid.z == 0 || shared > kSharedBytes) {
+    throw std::logic_error("CUDA on the host: a launch that no device takes");
+  }
+  blockDim = block;
+  gridDim = grid;
+  static std::minstd_rand random;
+  Block threads_of_block(block, shared);
+  const auto body = [&] { kernel(static_cast<Parameters>(arguments)...); };
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) threads_of_block.run({x, y, z}, body, random);
+    }
+  }
+}
+
+inline void whole_warp(unsigned mask) {
+  if (mask != 0xffffffffU) throw std::logic_error("CUDA on the host: collectives are for whole warps");
+}
+
+template <class T, class From>
+T exchange(T value, const From& from) {
+  static_assert(std::is_trivially_copyable_v<T>);
+  T result;
+  Block::current_block->collective(&value, sizeof(T), [&](const char (*values)[64], unsigned lane) {
+    std::memcpy(&result, values[from(lane)], sizeof(T));
+  });
+  return result;
+}
+
+}  // namespace cuda_on_host
+
+inline void __syncthreads() { cuda_on_host::Block::current_block->barrier(); }
+inline void __syncwarp(unsigned mask = 0xffffffffU) {
+  cuda_on_host::whole_warp(mask);
+  cuda_on_host::Block::current_block->meet();
+}
+inline void __threadfence() {}
+[[noreturn]] inline void __trap() { throw std::runtime_error("CUDA on the host: a trap"); }
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane, int = 32) {
+  cuda_on_host::whole_warp(mask);
+  return cuda_on_host::exchange(value, [&](unsigned) { return static_cast<unsigned>(lane) % 32U; });
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int other, int = 32) {
+  cuda_on_host::whole_warp(mask);
+  return cuda_on_host::exchange(value, [&](unsigned lane) { return lane ^ static_cast<unsigned>(other); });
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int = 32) {
+  cuda_on_host::whole_warp(mask);
+  return cuda_on_host::exchange(value, [&](unsigned lane) { return lane + delta < 32U ? lane + delta : lane; });
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int = 32) {
+  cuda_on_host::whole_warp(mask);
+  return cuda_on_host::exchange(value, [&](unsigned lane) { return lane >= delta ? lane - delta : lane; });
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  cuda_on_host::whole_warp(mask);
+  unsigned result = 0;
+  const char mine = predicate != 0;
+  cuda_on_host::Block::current_block->collective(&mine, 1, [&](const char (*values)[64], unsigned) {
+    for (unsigned lane = 0; lane < 32; ++lane) result |= static_cast<unsigned>(values[lane][0]) << lane;
+  });
+  return result;
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == 0xffffffffU; }
+
+template <class T>
+T atomicAdd(T* address, T value) {
+  const T before = *address;
+  *address += value;
+  return before;
+}
+template <class T>
+T atomicMax(T* address, T value) {
+  const T before = *address;
+  *address = std::max(before, value);
+  return before;
+}
+template <class T>
+T atomicExch(T* address, T value) {
+  const T before = *address;
+  *address = value;
+  return before;
+}
+template <class T>
+T atomicCAS(T* address, T compare, T value) {
+  const T before = *address;
+  if (before == compare) *address = value;
+  return before;
+}
+
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }
+inline int __clzll(long long bits) { return bits == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(bits)); }
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline float __expf(float x) { return std::exp(x); }
+inline float __logf(float x) { return std::log(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float rsqrtf(float x) { return 1.0F / std::sqrt(x); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+using std::max;
+using std::min;
