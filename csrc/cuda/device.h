@@ -51,6 +51,20 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
 #endif
 }
 
+// How much shared memory a block can have on the current device.
+inline int64_t shared_bytes_of_a_block() {
+#ifdef __CUDACC__
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
+    throw std::runtime_error("CUDA: no device");
+  }
+  return bytes;
+#else
+  return cuda_on_host::kSharedBytes;
+#endif
+}
+
 // bfloat16 and float16, as PyTorch stores them.
 struct BFloat16 {
   uint16_t bits;
@@ -101,7 +115,10 @@ __device__ inline Half from_float<Half>(float value) {
 }
 
 // How many parts of `part` are needed to hold `whole`.
-__host__ __device__ constexpr int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
+template <class Integer>
+__host__ __device__ constexpr Integer parts(Integer whole, int part) {
+  return (whole + part - 1) / part;
+}
 
 // How a kernel stops where an index that a caller gave is beyond what it has: a CUDA error, as PyTorch's own checks.
 __device__ inline void check_index(bool valid) {

@@ -10,6 +10,48 @@
 
 namespace xmplug::cuda {
 
+enum class Type { kFloat32, kBFloat16, kFloat16 };
+
+// The arguments of multi-label attention. Queries have the type of the states, or float32.
+struct AttentionInput {
+  const void* states;         // (batch, tokens, size)
+  const int32_t* token;       // (batch, tokens): where in its text the first, the second ... token is
+  const int32_t* lengths;     // (batch): how many of them there are
+  const void* queries;        // (labels, size)
+  const int64_t* candidates;  // (batch, width), negative = padding; null = all labels, and width = labels
+  int64_t batch, tokens, size, width, labels;
+  Type states_type, queries_type;
+  bool tensor_cores;
+};
+
+// Of each text of `mask` (batch, tokens), where its tokens are, and how many: the `token` and `lengths` of attention.
+void pack_tokens(const bool* mask, int64_t batch, int64_t tokens, int32_t* token, int32_t* lengths,
+                 cudaStream_t stream);
+
+// Multi-label attention: views (batch, width, size), in the type of the states, and the logarithms of the sums of
+// exp(score) over the tokens (batch, width), infinite where there is nothing to see. Texts of more tokens than a block
+// has room for are done in turns, for which it needs `partial` (batch, width, size).
+bool label_attention_takes_turns(const AttentionInput& in);
+void label_attention(const AttentionInput& in, void* views, float* log_sums, float* partial, cudaStream_t stream);
+
+// How its backward pass goes through texts and candidates: so many at a time that its workspace has about `most_bytes`.
+struct AttentionPlan {
+  int64_t texts, candidates;  // at a time
+  int64_t padded, tokens;     // rows and columns of their attention
+  int64_t scores_bytes, bytes;
+};
+AttentionPlan plan_backward(const AttentionInput& in, int64_t most_bytes);
+
+// The gradients for `grad` (batch, width, size) of the views, in the type of the states. grad_states (batch, tokens,
+// size), in that type, is written where there are tokens; or, where it is not null, state_sums, of zeros, added to:
+// needed where plan.candidates < width. grad_queries (num_rows, size), of zeros, is added to. With candidates, for each
+// group of plan.texts texts, sorted_rows has the rows of the gradient that their candidates belong to, in ascending
+// order (num_rows for padding), and `order` where in the group, text by text, each came from.
+void label_attention_backward(const AttentionInput& in, const AttentionPlan& plan, const void* grad,
+                              const float* log_sums, const int64_t* sorted_rows, const int64_t* order, int64_t num_rows,
+                              char* workspace, void* grad_states, float* state_sums, float* grad_queries,
+                              cudaStream_t stream);
+
 // One step of lazy Adam on the rows `rows` (ascending, each once, count of them) of weight, exp_avg and exp_avg_sq
 // (num_rows, width); see xmplug::sparse_adam_step in csrc/cpu/kernels.h. A row out of range stops with a CUDA error.
 template <class Weight>

@@ -1,4 +1,4 @@
-"""The CUDA kernels, compiled for the host (cuda_on_host.h) in the place of those on a GPU, and on a GPU where there is one."""
+"""The CUDA kernels, compiled for the host (cuda_on_host.h), and on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from xmplug.ops import native
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = "-O2 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -DXMPLUG_MODULE=cuda_on_host"
+FLAGS = "-O2 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas"
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def cuda_on_host() -> ModuleType:
     folder.mkdir(parents=True, exist_ok=True)
     includes = [pybind11.get_include(), sysconfig.get_path("include"), str(Path(__file__).parent)]
     lines = [
-        f"flags = {FLAGS} " + " ".join(f"-isystem {path}" for path in includes),
+        f"flags = {FLAGS} -DXMPLUG_MODULE=cuda_on_host " + " ".join(f"-isystem {path}" for path in includes),
         "rule compile",
         f"  command = {compiler} -MMD -MF $out.d $flags -x c++ -c $in -o $out",
         "  depfile = $out.d",

@@ -90,7 +90,10 @@ class Block {
     std::vector<unsigned> order(fibers_.size());
     std::iota(order.begin(), order.end(), 0U);
     std::shuffle(order.begin(), order.end(), random);
-    for (Fiber& fiber : fibers_) fiber.state = State::kNew;
+    for (Fiber& fiber : fibers_) {
+      fiber.state = State::kNew;
+      fiber.copies.clear();
+    }
     for (Warp& warp : warps_) warp = Warp{};
     error_ = nullptr;
     barrier_count_ = 0;
@@ -148,6 +151,24 @@ class Block {
     }
   }
 
+  // Copies to shared memory are made no sooner than their thread waits for them.
+  void copy_later(void* to, const void* from, size_t bytes) {
+    if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0) {
+      throw std::logic_error("CUDA on the host: a copy that is not on its border");
+    }
+    fibers_[current_].copies.push_back({to, from, bytes, fibers_[current_].groups});
+  }
+  void end_group() { ++fibers_[current_].groups; }
+  void wait_for_groups(uint64_t left) {
+    Fiber& self = fibers_[current_];
+    size_t done = 0;
+    while (done < self.copies.size() && self.copies[done].group + left < self.groups) {
+      std::memcpy(self.copies[done].to, self.copies[done].from, self.copies[done].bytes);
+      ++done;
+    }
+    self.copies.erase(self.copies.begin(), self.copies.begin() + static_cast<std::ptrdiff_t>(done));
+  }
+
   char* shared() {
     const auto address = reinterpret_cast<uintptr_t>(shared_.data());
     return shared_.data() + (128 - address % 128) % 128;
@@ -157,10 +178,17 @@ class Block {
 
  private:
   enum class State { kNew, kReady, kBarrier, kWarp, kDone };
+  struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+    uint64_t group;
+  };
   struct Fiber {
     std::unique_ptr<char[]> stack;
     State state = State::kNew;
-    uint64_t ticket = 0;
+    uint64_t ticket = 0, groups = 0;
+    std::vector<Copy> copies;
     jmp_buf at;
   };
   struct Warp {
@@ -252,6 +280,46 @@ T exchange(T value, const From& from) {
     std::memcpy(&result, values[from(lane)], sizeof(T));
   });
   return result;
+}
+
+// The instruction ldmatrix.m8n8.x4 of 16-bit numbers, as PTX defines it.
+template <bool kTransposed>
+void load_matrices(uint32_t (&registers)[4], const void* row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) throw std::logic_error("CUDA on the host: ldmatrix off its border");
+  Block::current_block->collective(&row, sizeof(row), [&](const char (*values)[64], unsigned lane) {
+    for (unsigned matrix = 0; matrix < 4; ++matrix) {
+      const auto number = [&](unsigned r, unsigned c) {
+        const char* from;
+        std::memcpy(&from, values[8 * matrix + r], sizeof(from));
+        uint16_t bits;
+        std::memcpy(&bits, from + 2 * c, 2);
+        return uint32_t{bits};
+      };
+      const unsigned r = lane / 4, c = lane % 4 * 2;
+      registers[matrix] = kTransposed ? number(c, r) | number(c + 1, r) << 16 : number(r, c) | number(r, c + 1) << 16;
+    }
+  });
+}
+
+// The instruction mma.m16n8k16.row.col with float32 sums; `number` makes a float of 16 bits.
+template <class Number>
+void multiply_fragments(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const Number& number) {
+  const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  Block::current_block->collective(mine, sizeof(mine), [&](const char (*values)[64], unsigned lane) {
+    const auto operand = [&](unsigned from, unsigned word, unsigned half) {
+      uint32_t bits;
+      std::memcpy(&bits, values[from] + 4 * word, 4);
+      return number(static_cast<uint16_t>(bits >> (16 * half)));
+    };
+    for (unsigned i = 0; i < 4; ++i) {
+      const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+      for (unsigned k = 0; k < 16; ++k) {
+        const unsigned pair = k % 8 / 2;
+        sum[i] +=
+            operand(row % 8 * 4 + pair, row / 8 + k / 8 * 2, k % 2) * operand(column * 4 + pair, 4 + k / 8, k % 2);
+      }
+    }
+  });
 }
 
 }  // namespace cuda_on_host

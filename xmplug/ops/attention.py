@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from xmplug.errors import KernelError
 from xmplug.ops import native, reference
 from xmplug.ops.operators import operator
 
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+_GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/cuda/label_attention.h
+_GPU_WORKSPACE = 64 * 2**20  # bytes that backward has for the attention of some texts at a time
 
 
 def label_attention(
@@ -53,49 +56,70 @@ def label_attention(
     device = states.device.type
     if torch.is_autocast_enabled(device):
         states = states.to(torch.get_autocast_dtype(device))
-    return _label_attention(states, mask, queries, candidates, sparse_grad)
+    return _label_attention(states, mask, queries, candidates, sparse_grad)[0]
 
 
-@operator("label_attention(Tensor states, Tensor mask, Tensor queries, Tensor? candidates, bool sparse_grad) -> Tensor")
+@operator(
+    "label_attention(Tensor states, Tensor mask, Tensor queries, Tensor? candidates, bool sparse_grad) -> "
+    "(Tensor, Tensor)"
+)
 def _label_attention(
     states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None, sparse_grad: bool
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """The views, and what a GPU's backward pass needs: the logarithms of the sums of exp(score), (B,C), else (0,0)."""
     # On a GPU, looking would wait for the device, which checks indices itself.
     if candidates is not None and candidates.numel() and candidates.device.type == "cpu":
         largest = int(candidates.max())
         if largest >= len(queries):
             raise KernelError(f"label_attention: candidate {largest} of {len(queries)} labels")
-    module = _native_module(states, queries)
-    if module is None:
-        return reference.label_attention(states, mask, queries, candidates)
-    arrays = _contiguous(states, mask, queries, candidates)
-    out = _empty_views(states, queries, candidates)
-    module.label_attention(_input(module, *arrays), out.data_ptr(), native.instruction_set(), native.threads())
-    return out
+    module, gpu = _native_module(states, queries), _gpu(states, queries)
+    views, log_sums = _empty_views(states, queries, candidates, gpu is not None)
+    if gpu is not None:
+        arrays, tokens = _contiguous(states, mask, _for_gpu(queries, states), candidates), _tokens(gpu, mask)
+        on_device = _gpu_input(gpu, arrays, tokens)
+        turns = gpu.module.label_attention_takes_turns(on_device)
+        partial = torch.empty_like(views, dtype=torch.float32) if turns else None
+        gpu(
+            "label_attention",
+            on_device,
+            views.data_ptr(),
+            log_sums.data_ptr(),
+            0 if partial is None else partial.data_ptr(),
+        )
+    elif module is not None:
+        arrays = _contiguous(states, mask, queries, candidates)
+        module.label_attention(_input(module, *arrays), views.data_ptr(), native.instruction_set(), native.threads())
+    else:
+        views = reference.label_attention(states, mask, queries, candidates)
+    return views, log_sums
 
 
-def _empty_views(states: Tensor, queries: Tensor, candidates: Tensor | None) -> Tensor:
+def _empty_views(states: Tensor, queries: Tensor, candidates: Tensor | None, on_gpu: bool) -> tuple[Tensor, Tensor]:
     width = len(queries) if candidates is None else candidates.shape[1]
-    return states.new_empty(states.shape[0], width, states.shape[2])
+    log_sums = (states.shape[0], width) if on_gpu else (0, 0)
+    return states.new_empty(states.shape[0], width, states.shape[2]), states.new_empty(log_sums, dtype=torch.float32)
 
 
 @_label_attention.register_fake
-def _(states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None, sparse_grad: bool) -> Tensor:
-    return _empty_views(states, queries, candidates)
+def _(
+    states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None, sparse_grad: bool
+) -> tuple[Tensor, Tensor]:
+    return _empty_views(states, queries, candidates, _gpu(states, queries) is not None)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.sparse_grad = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*tensors, output[1])
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    states, mask, queries, candidates = ctx.saved_tensors
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    states, mask, queries, candidates, log_sums = ctx.saved_tensors
     if candidates is None or not ctx.sparse_grad:
-        grad_states, grad_queries = _label_attention_backward(grad, states, mask, queries, candidates, None)
+        grad_states, grad_queries = _label_attention_backward(grad, states, mask, queries, candidates, None, log_sums)
         return grad_states, None, grad_queries, None, None
     rows = torch.unique(candidates[candidates >= 0])  # (R,), ascending
-    grad_states, values = _label_attention_backward(grad, states, mask, queries, candidates, rows)
+    grad_states, values = _label_attention_backward(grad, states, mask, queries, candidates, rows, log_sums)
     grad_queries = torch.sparse_coo_tensor(rows[None], values, queries.shape, is_coalesced=True, check_invariants=False)
     return grad_states, None, grad_queries, None, None
 
@@ -104,13 +128,22 @@ _label_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
 @operator(
-    "label_attention_backward(Tensor grad, Tensor states, Tensor mask, Tensor queries, Tensor? "
-    "candidates, Tensor? rows) -> (Tensor, Tensor)"
+    "label_attention_backward(Tensor grad, Tensor states, Tensor mask, Tensor queries, Tensor? candidates, "
+    "Tensor? rows, Tensor log_sums) -> (Tensor, Tensor)"
 )
 def _label_attention_backward(
-    grad: Tensor, states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None, rows: Tensor | None
+    grad: Tensor,
+    states: Tensor,
+    mask: Tensor,
+    queries: Tensor,
+    candidates: Tensor | None,
+    rows: Tensor | None,
+    log_sums: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of states (B,T,D) and of the queries' `rows` (R,), ascending, or of all of them (L,D)."""
+    gpu = _gpu(states, queries)
+    if gpu is not None:
+        return _backward_on_gpu(gpu, grad, states, mask, queries, candidates, rows, log_sums)
     module = _native_module(states, queries)
     if module is None:
         return reference.label_attention_backward(grad, states, mask, queries, candidates, rows)
@@ -135,9 +168,56 @@ def _query_rows(queries: Tensor, rows: Tensor | None) -> tuple[int, int]:
     return queries.shape[0] if rows is None else rows.shape[0], queries.shape[1]
 
 
+def _backward_on_gpu(
+    gpu: native.Gpu,
+    grad: Tensor,
+    states: Tensor,
+    mask: Tensor,
+    queries: Tensor,
+    candidates: Tensor | None,
+    rows: Tensor | None,
+    log_sums: Tensor,
+) -> tuple[Tensor, Tensor]:
+    arrays, tokens = _contiguous(states, mask, _for_gpu(queries, states), candidates), _tokens(gpu, mask)
+    on_device, grad = _gpu_input(gpu, arrays, tokens), grad.contiguous()
+    plan = gpu.module.AttentionPlan(on_device, _GPU_WORKSPACE)
+    workspace = states.new_empty(plan.bytes, dtype=torch.uint8)
+    grad_states = torch.zeros_like(arrays[0])
+    # Candidates that come in several parts each add to the gradient of the states.
+    state_sums = None if plan.candidates >= log_sums.shape[1] else torch.zeros_like(arrays[0], dtype=torch.float32)
+    num_rows, size = _query_rows(queries, rows)
+    grad_queries = states.new_zeros((num_rows, size), dtype=torch.float32)
+    ordered: tuple[Tensor, ...] = ()
+    if candidates is not None and candidates.numel():
+        place = candidates if rows is None else torch.searchsorted(rows, candidates)
+        place = torch.where(candidates < 0, num_rows, place)
+        place = functional.pad(place, (0, 0, 0, -len(place) % plan.texts), value=num_rows)
+        ordered = place.view(-1, plan.texts * place.shape[1]).sort(dim=1, stable=True)
+    gpu(
+        "label_attention_backward",
+        on_device,
+        plan,
+        grad.data_ptr(),
+        log_sums.data_ptr(),
+        *([tensor.data_ptr() for tensor in ordered] or (0, 0)),
+        num_rows,
+        workspace.data_ptr(),
+        grad_states.data_ptr(),
+        0 if state_sums is None else state_sums.data_ptr(),
+        grad_queries.data_ptr(),
+    )
+    return grad_states if state_sums is None else state_sums.to(states.dtype), grad_queries.to(queries.dtype)
+
+
 @_label_attention_backward.register_fake
 def _(
-    grad: Tensor, states: Tensor, mask: Tensor, queries: Tensor, candidates: Tensor | None, rows: Tensor | None
+    grad: Tensor,
+    states: Tensor,
+    mask: Tensor,
+    queries: Tensor,
+    candidates: Tensor | None,
+    rows: Tensor | None,
+    log_sums: Tensor,
 ) -> tuple[Tensor, Tensor]:
     return states.new_empty(states.shape), queries.new_empty(_query_rows(queries, rows))
 
@@ -146,6 +226,43 @@ def _native_module(states: Tensor, queries: Tensor) -> Any:
     """The native module where it has a kernel for these tensors, else None."""
     fits = states.device.type == "cpu" and states.dtype in _NATIVE_DTYPES and queries.dtype in _NATIVE_DTYPES
     return native.cpu() if fits else None
+
+
+def _gpu(states: Tensor, queries: Tensor) -> native.Gpu | None:
+    """The native CUDA kernels where there is one for these tensors, else None."""
+    return native.gpu(states) if states.dtype in _GPU_DTYPES and queries.dtype in _GPU_DTYPES else None
+
+
+def _for_gpu(queries: Tensor, states: Tensor) -> Tensor:
+    """Queries of a type that the kernels take: float32 or that of the states, which tensor cores want."""
+    return queries if queries.dtype in (states.dtype, torch.float32) else queries.to(states.dtype)
+
+
+def _tokens(gpu: native.Gpu, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in each text its tokens are, (B,T), and how many they are, (B,)."""
+    mask = mask.contiguous()
+    token, lengths = mask.new_empty(mask.shape, dtype=torch.int32), mask.new_empty(len(mask), dtype=torch.int32)
+    gpu("pack_tokens", mask.data_ptr(), *mask.shape, token.data_ptr(), lengths.data_ptr())
+    return token, lengths
+
+
+def _gpu_input(
+    gpu: native.Gpu, arrays: tuple[Tensor, Tensor, Tensor, Tensor | None], tokens: tuple[Tensor, Tensor]
+) -> Any:
+    """The arguments as the CUDA kernels take them. They hold addresses: the tensors must outlive the call."""
+    states, _, queries, candidates = arrays
+    return gpu.module.AttentionInput(
+        states.data_ptr(),
+        *(tensor.data_ptr() for tensor in tokens),
+        queries.data_ptr(),
+        0 if candidates is None else candidates.data_ptr(),
+        *states.shape,
+        len(queries) if candidates is None else candidates.shape[1],
+        len(queries),
+        _GPU_DTYPES.index(states.dtype),
+        _GPU_DTYPES.index(queries.dtype),
+        gpu.capability >= (8, 0),
+    )
 
 
 def _contiguous(

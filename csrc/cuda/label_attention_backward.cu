@@ -1,0 +1,308 @@
+// Multi-label attention, backward. With the gradient of the views, G, of one text's candidates, and X the states of its
+// tokens, Q the candidates' queries, A = softmax(Q X^T) the attention:
+//     dA = G X^T,  dS = A o (dA - the row sums of A o dA),  dX = A^T G + dS^T Q,  dQ = dS X
+// A and dS are made of some texts at a time, in the type of the states, in a workspace of a bounded size; then come the
+// kernels for dX and dQ. The gradient of a query is a sum over texts: in full form, a block goes
+// through the texts itself; with candidates, the parts of each text are written, and added in the order of the texts.
+// So nothing is added by two at a time, and results are the same in every run.
+#include <algorithm>
+
+#include "label_attention.h"
+
+namespace xmplug::cuda {
+namespace {
+
+constexpr int kLabels = 64;       // rows of tiles of labels
+constexpr int kSquare = 128;      // rows and columns of tiles of states' gradients
+constexpr int64_t kLanes = 8192;  // most labels whose A and dS of a text are there at a time, in full form
+
+// What a launch works on: some texts, and some of their candidates, from `first` on; their A and dS.
+template <class Element>
+struct Wave {
+  int64_t text, texts, first, width;
+  int64_t tokens;  // columns of A and dS, of which rows are `padded`
+  int64_t padded;
+  Element* attention;  // (texts, padded, tokens)
+  Element* change;     // dS, likewise
+};
+
+__device__ inline int wave_rows(int64_t width, int64_t first) {
+  return static_cast<int>(width - first < kLabels ? width - first : kLabels);
+}
+
+// Makes dS of dA, in place: a warp for each row. The sum is one of A and dA as they were rounded, so that dS sums to 0
+// as it should, which it would not with the usual G o views.
+template <class Element>
+__global__ void __launch_bounds__(kTileThreads) finish_change(const AttentionInput in, const Wave<Element> wave) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kTileThreads / 32) + threadIdx.x / 32;
+  if (row >= wave.texts * wave.padded) return;
+  const int length = in.lengths[wave.text + row / wave.padded];
+  const Element* attention = wave.attention + row * wave.tokens;
+  Element* change = wave.change + row * wave.tokens;
+  float sum = 0.0F;
+  for (int i = static_cast<int>(threadIdx.x) % 32; i < length; i += 32) {
+    sum += to_float(attention[i]) * to_float(change[i]);
+  }
+  for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(kAllLanes, sum, other);
+  for (int i = static_cast<int>(threadIdx.x) % 32; i < length; i += 32) {
+    change[i] = from_float<Element>(to_float(attention[i]) * (to_float(change[i]) - sum));
+  }
+}
+
+// A and dA of 64 candidates and 128 tokens.
+template <class Engine, class State, class Query>
+__global__ void __launch_bounds__(kTileThreads)
+    make_scores(const AttentionInput in, const Wave<typename Engine::Element> wave, const State* grad,
+                const float* log_sums) {
+  if constexpr (is_used_here<Engine, State>()) {
+    using Element = typename Engine::Element;
+    constexpr int kDepth = Engine::kDepth;
+    constexpr int kStageBytes = (2 * kLabels + kSquare) * kDepth * static_cast<int>(sizeof(Element));
+    const auto across = static_cast<int>(wave.tokens / kSquare);
+    const int begin = static_cast<int>(blockIdx.x) % across * kSquare;
+    const int64_t tile = blockIdx.x / across;
+    const int64_t first = tile % (wave.padded / kLabels) * kLabels, slot = tile / (wave.padded / kLabels);
+    const int64_t text = wave.text + slot;
+    const int length = in.lengths[text], size = static_cast<int>(in.size);
+    if (begin >= parts(length, kSquare) * kSquare) return;  // no one reads it
+
+    __shared__ int64_t label[kLabels];
+    __shared__ float log_sum[kLabels];
+    const auto thread = static_cast<int>(threadIdx.x);
+    if (thread < kLabels) {
+      const int64_t candidate = wave.first + first + thread;
+      const bool there = first + thread < wave.width;
+      label[thread] = there ? label_of(in, text, candidate) : -1;
+      log_sum[thread] = there ? log_sums[text * in.width + candidate] : INFINITY;
+    }
+    __syncthreads();
+    const LabelRows<Query> query{static_cast<const Query*>(in.queries), label, in.size};
+    const State* upstream = grad + (text * in.width + wave.first + first) * in.size;
+    const auto token = token_rows<State>(in, text, length, begin);
+    const bool pieces = in_pieces(static_cast<const State*>(in.states), in.size) && in_pieces(query.table, in.size) &&
+                        in_pieces(grad, in.size);
+
+    Sums<Engine, kLabels, kSquare> scores, change;
+    pipeline(
+        dynamic_shared(), kStageBytes, parts(size, kDepth),
+        [&](char* stage, int i) {
+          auto* left = reinterpret_cast<Element*>(stage);
+          load_tile<kLabels, kDepth>(left, query, i * kDepth, size, pieces);
+          load_tile<kLabels, kDepth>(
+              left + kLabels * kDepth,
+              [&](int row) -> const State* { return label[row] < 0 ? nullptr : upstream + row * in.size; }, i* kDepth,
+              size, pieces);
+          load_tile<kSquare, kDepth>(left + 2 * kLabels * kDepth, token, i * kDepth, size, pieces);
+        },
+        [&](char* stage, int) {
+          const auto* left = reinterpret_cast<const Element*>(stage);
+          const Operand<Element, false> states{left + 2 * kLabels * kDepth, kDepth};
+          scores.add_product(Operand<Element, false>{left, kDepth}, 0, states, kDepth);
+          change.add_product(Operand<Element, false>{left + kLabels * kDepth, kDepth}, 0, states, kDepth);
+        });
+    const int64_t corner = (slot * wave.padded + first) * wave.tokens + begin;
+    scores.each([&](int row, int column, float& a, float& b) {
+      a = column < token.count ? expf(a - log_sum[row]) : 0.0F;
+      b = column + 1 < token.count ? expf(b - log_sum[row]) : 0.0F;
+      write_2(wave.attention + corner + row * wave.tokens + column, a, b);
+    });
+    change.each([&](int row, int column, float& a, float& b) {
+      write_2(wave.change + corner + row * wave.tokens + column, a, b);
+    });
+  }
+}
+
+// dX of 128 tokens and 128 columns: written, or, where the candidates come in several waves, added to `sums`.
+template <class Engine, class State, class Query>
+__global__ void __launch_bounds__(kTileThreads)
+    add_states(const AttentionInput in, const Wave<typename Engine::Element> wave, const State* grad,
+               State* grad_states, float* sums) {
+  if constexpr (is_used_here<Engine, State>()) {
+    using Element = typename Engine::Element;
+    constexpr int kDepth = Engine::kDepth;
+    constexpr int kStageBytes = 2 * kSquare * kDepth * static_cast<int>(sizeof(Element));
+    const int size = static_cast<int>(in.size), across = parts(size, kSquare);
+    const auto down = static_cast<int>(wave.tokens / kSquare);
+    const int from = static_cast<int>(blockIdx.x) % across * kSquare;
+    const int begin = static_cast<int>(blockIdx.x) / across % down * kSquare;
+    const int64_t slot = static_cast<int64_t>(blockIdx.x) / across / down, text = wave.text + slot;
+    const int length = in.lengths[text];
+    if (begin >= length) return;
+
+    const auto candidates = static_cast<int>(wave.width), steps = parts(candidates, kDepth);
+    const State* upstream = grad + (text * in.width + wave.first) * in.size;
+    const auto* queries = static_cast<const Query*>(in.queries);
+    const bool pieces = in_pieces(grad, in.size) && in_pieces(queries, in.size);
+    Sums<Engine, kSquare, kSquare> sum;
+    // A^T G, then dS^T Q. A and dS have a multiple of kDepth rows, whose last are not read.
+    for (int which = 0; which < 2; ++which) {
+      const Element* left = (which == 0 ? wave.attention : wave.change) + slot * wave.padded * wave.tokens;
+      pipeline(
+          dynamic_shared(), kStageBytes, steps,
+          [&](char* stage, int i) {
+            auto* tile = reinterpret_cast<Element*>(stage);
+            const int first = i * kDepth, rows = candidates - first < kDepth ? candidates - first : kDepth;
+            load_tile<kDepth, kSquare>(tile, Rows<Element>{left + first * wave.tokens, wave.tokens, rows}, begin,
+                                       static_cast<int>(wave.tokens), true);
+            const auto label = [&](int row) { return row < rows ? label_of(in, text, wave.first + first + row) : -1; };
+            if (which == 0) {
+              const State* here = upstream + first * in.size;
+              load_tile<kDepth, kSquare>(
+                  tile + kDepth * kSquare,
+                  [&](int row) -> const State* { return label(row) < 0 ? nullptr : here + row * in.size; }, from, size,
+                  pieces);
+            } else {
+              load_tile<kDepth, kSquare>(
+                  tile + kDepth * kSquare,
+                  [&](int row) -> const Query* {
+                    const int64_t of_row = label(row);
+                    return of_row < 0 ? nullptr : queries + of_row * in.size;
+                  },
+                  from, size, pieces);
+            }
+          },
+          [&](char* stage, int) {
+            const auto* tile = reinterpret_cast<const Element*>(stage);
+            sum.add_product(Operand<Element, true>{tile, kSquare}, 0,
+                            Operand<Element, true>{tile + kDepth * kSquare, kSquare}, kDepth);
+          });
+    }
+    const int32_t* token = in.token + text * in.tokens + begin;
+    sum.each([&](int row, int column, float& a, float& b) {
+      if (begin + row >= length || from + column >= size) return;
+      const int64_t at = (text * in.tokens + token[row]) * in.size + from + column;
+      const bool two = from + column + 1 < size;
+      if (sums != nullptr) {
+        sums[at] += a;
+        if (two) sums[at + 1] += b;
+      } else {
+        grad_states[at] = from_float<State>(a);
+        if (two) grad_states[at + 1] = from_float<State>(b);
+      }
+    });
+  }
+}
+
+// dQ of 64 candidates and kWide columns: with candidates, of one text, written to `parts_of_texts` (texts, width,
+// size); in full form, of all texts of the wave, added to the gradient (labels, size).
+template <class Engine, class State>
+__global__ void __launch_bounds__(kTileThreads)
+    make_queries(const AttentionInput in, const Wave<typename Engine::Element> wave, float* grad_queries,
+                 float* parts_of_texts) {
+  if constexpr (is_used_here<Engine, State>()) {
+    using Element = typename Engine::Element;
+    constexpr int kDepth = Engine::kDepth, kWide = Engine::kWide;
+    constexpr int kStageBytes = (kLabels + kWide) * kDepth * static_cast<int>(sizeof(Element));
+    const int size = static_cast<int>(in.size), across = parts(size, kWide);
+    const auto down = static_cast<int>(wave.padded / kLabels);
+    const int from = static_cast<int>(blockIdx.x) % across * kWide;
+    const int first = static_cast<int>(blockIdx.x) / across % down * kLabels;
+    const int64_t block = static_cast<int64_t>(blockIdx.x) / across / down;
+    const bool whole = in.candidates == nullptr;
+    const bool pieces = in_pieces(static_cast<const State*>(in.states), in.size);
+    Sums<Engine, kLabels, kWide> sum;
+    for (int64_t slot = whole ? 0 : block; slot < (whole ? wave.texts : block + 1); ++slot) {
+      const int length = in.lengths[wave.text + slot];
+      const Rows<Element> change{wave.change + (slot * wave.padded + first) * wave.tokens, wave.tokens, kLabels};
+      pipeline(
+          dynamic_shared(), kStageBytes, parts(length, kDepth),
+          [&](char* stage, int i) {
+            auto* tile = reinterpret_cast<Element*>(stage);
+            load_tile<kLabels, kDepth>(tile, change, i * kDepth, static_cast<int>(wave.tokens), true);
+            load_tile<kDepth, kWide>(tile + kLabels * kDepth,
+                                     token_rows<State>(in, wave.text + slot, length, i * kDepth), from, size, pieces);
+          },
+          [&](char* stage, int) {
+            const auto* tile = reinterpret_cast<const Element*>(stage);
+            sum.add_product(Operand<Element, false>{tile, kDepth}, 0,
+                            Operand<Element, true>{tile + kLabels * kDepth, kWide}, kDepth);
+          });
+    }
+    float* to =
+        whole ? grad_queries + (wave.first + first) * in.size : parts_of_texts + (block * wave.width + first) * in.size;
+    const int rows = wave_rows(wave.width, first);
+    sum.each([&](int row, int column, float& a, float& b) {
+      if (row >= rows || from + column >= size) return;
+      float* at = to + row * in.size + from + column;
+      at[0] = whole ? at[0] + a : a;
+      if (from + column + 1 < size) at[1] = whole ? at[1] + b : b;
+    });
+  }
+}
+
+// Adds the parts of each row of the gradient, in the order that they were in before they were sorted by row. A block
+// for each part, which has something to do where it is the first of its row.
+__global__ void __launch_bounds__(128)
+    add_parts(const float* parts_of_texts, const int64_t* sorted_rows, const int64_t* order, int64_t count,
+              int64_t num_rows, int64_t size, float* grad_queries) {
+  const int64_t begin = blockIdx.x, row = sorted_rows[begin];
+  if (row >= num_rows || (begin > 0 && sorted_rows[begin - 1] == row)) return;
+  for (int64_t column = threadIdx.x; column < size; column += 128) {
+    float sum = grad_queries[row * size + column];
+    for (int64_t i = begin; i < count && sorted_rows[i] == row; ++i) sum += parts_of_texts[order[i] * size + column];
+    grad_queries[row * size + column] = sum;
+  }
+}
+
+int64_t aligned(int64_t bytes) { return parts(bytes, 256) * 256; }
+
+}  // namespace
+
+AttentionPlan plan_backward(const AttentionInput& in, int64_t most_bytes) {
+  AttentionPlan plan;
+  const int64_t element = in.tensor_cores && in.states_type != Type::kFloat32 ? 2 : 4;
+  plan.candidates = in.candidates == nullptr ? std::min(in.width, kLanes) : in.width;
+  plan.padded = parts(plan.candidates, kLabels) * kLabels;
+  plan.tokens = parts(in.tokens, kSquare) * kSquare;
+  const int64_t scores = aligned(plan.padded * plan.tokens * element);
+  const int64_t of_text = 2 * scores + (in.candidates == nullptr ? 0 : aligned(in.width * in.size * 4));
+  plan.texts = std::max<int64_t>(1, std::min(in.batch, most_bytes / std::max<int64_t>(1, of_text)));
+  plan.scores_bytes = scores * plan.texts;
+  plan.bytes = plan.texts * of_text;
+  return plan;
+}
+
+void label_attention_backward(const AttentionInput& in, const AttentionPlan& plan, const void* grad,
+                              const float* log_sums, const int64_t* sorted_rows, const int64_t* order, int64_t num_rows,
+                              char* workspace, void* grad_states, float* state_sums, float* grad_queries,
+                              cudaStream_t stream) {
+  if (in.batch * in.width == 0 || in.tokens * in.size == 0) return;
+  dispatch(in, [&](auto engine, auto state, auto query) {
+    using Engine = decltype(engine);
+    using State = decltype(state);
+    using Query = decltype(query);
+    using Element = typename Engine::Element;
+    const auto* upstream = static_cast<const State*>(grad);
+    constexpr size_t kStage = kStages * Engine::kDepth * sizeof(Element);
+    Wave<Element> wave;
+    wave.attention = reinterpret_cast<Element*>(workspace);
+    wave.change = reinterpret_cast<Element*>(workspace + plan.scores_bytes);
+    auto* parts_of_texts = reinterpret_cast<float*>(workspace + 2 * plan.scores_bytes);
+    wave.tokens = plan.tokens;
+    for (wave.text = 0; wave.text < in.batch; wave.text += plan.texts) {
+      wave.texts = std::min(plan.texts, in.batch - wave.text);
+      for (wave.first = 0; wave.first < in.width; wave.first += plan.candidates) {
+        wave.width = std::min(plan.candidates, in.width - wave.first);
+        wave.padded = parts(wave.width, kLabels) * kLabels;
+        const int64_t tiles = wave.padded / kLabels;
+        launch(make_scores<Engine, State, Query>, static_cast<unsigned>(wave.texts * tiles * (wave.tokens / kSquare)),
+               kTileThreads, (2 * kLabels + kSquare) * kStage, stream, in, wave, upstream, log_sums);
+        launch(finish_change<Element>, static_cast<unsigned>(parts(wave.texts * wave.padded, kTileThreads / 32)),
+               kTileThreads, 0, stream, in, wave);
+        launch(add_states<Engine, State, Query>,
+               static_cast<unsigned>(wave.texts * (wave.tokens / kSquare) * parts(in.size, kSquare)), kTileThreads,
+               2 * kSquare * kStage, stream, in, wave, upstream, static_cast<State*>(grad_states), state_sums);
+        const int64_t turns = in.candidates == nullptr ? 1 : wave.texts;
+        launch(make_queries<Engine, State>, static_cast<unsigned>(turns * tiles * parts(in.size, Engine::kWide)),
+               kTileThreads, (kLabels + Engine::kWide) * kStage, stream, in, wave, grad_queries, parts_of_texts);
+      }
+      if (in.candidates != nullptr) {
+        const int64_t at = wave.text * in.width, count = wave.texts * in.width;
+        launch(add_parts, static_cast<unsigned>(count), 128, 0, stream, parts_of_texts, sorted_rows + at, order + at,
+               count, num_rows, in.size, grad_queries);
+      }
+    }
+  });
+}
+
+}  // namespace xmplug::cuda
