@@ -81,25 +81,29 @@ def cases() -> list[Any]:
 
 
 @lru_cache(maxsize=1)
-def inputs(case: Case) -> Inputs:
+def inputs(case: Case, device: str = "cpu") -> Inputs:
     size, dtype = case.size, getattr(torch, case.dtype)
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator(device).manual_seed(0)
     # 100 to 500 tokens, spread evenly, 60 % of the padded table.
     lengths = [100 + 400 * i // (size.texts - 1) for i in range(size.texts)]
-    states = torch.randn(size.texts, 500, size.dims, generator=random).to(dtype)
-    mask = torch.arange(500) < torch.tensor(lengths)[:, None]
-    queries = torch.empty(size.labels, size.dims, dtype=dtype).normal_(std=size.dims**-0.5, generator=random)
+    states = torch.randn(size.texts, 500, size.dims, generator=random, device=device).to(dtype)
+    mask = torch.arange(500, device=device) < torch.tensor(lengths, device=device)[:, None]
+    queries = torch.empty(size.labels, size.dims, dtype=dtype, device=device)
+    queries.normal_(std=size.dims**-0.5, generator=random)
     candidates = upstream = None
     if size.candidates:
         parents = torch.stack(
             [
-                torch.randperm(size.labels // size.siblings, generator=random)[: size.candidates // size.siblings]
+                torch.randperm(size.labels // size.siblings, generator=random, device=device)[
+                    : size.candidates // size.siblings
+                ]
                 for _ in range(size.texts)
             ]
         )
-        candidates = (parents[..., None] * size.siblings + torch.arange(size.siblings)).flatten(1)
+        candidates = (parents[..., None] * size.siblings + torch.arange(size.siblings, device=device)).flatten(1)
     if case.backward:
-        upstream = torch.randn(size.texts, size.candidates or size.labels, size.dims, generator=random).to(dtype)
+        width = size.candidates or size.labels
+        upstream = torch.randn(size.texts, width, size.dims, generator=random, device=device).to(dtype)
         states.requires_grad_()
         queries.requires_grad_()
     return Inputs(states, mask, lengths, queries, candidates, upstream)

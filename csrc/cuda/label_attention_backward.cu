@@ -12,9 +12,12 @@
 namespace xmplug::cuda {
 namespace {
 
-constexpr int kLabels = 64;       // rows of tiles of labels
-constexpr int kSquare = 128;      // rows and columns of tiles of states' gradients
-constexpr int64_t kLanes = 8192;  // most labels whose A and dS of a text are there at a time, in full form
+constexpr int kLabels = 64;   // rows of tiles of labels
+constexpr int kSquare = 128;  // rows and columns of tiles of states' gradients
+// Blocks that a multiprocessor shall have registers for.
+template <class Engine>
+constexpr int kBlocks = Engine::kTensorCores ? 2 : 1;
+constexpr int64_t kMostLabels = 8192;  // most labels whose A and dS of a text are there at a time, in full form
 
 // What a launch works on: some texts, and some of their candidates, from `first` on; their A and dS.
 template <class Element>
@@ -51,7 +54,7 @@ __global__ void __launch_bounds__(kTileThreads) finish_change(const AttentionInp
 
 // A and dA of 64 candidates and 128 tokens.
 template <class Engine, class State, class Query>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     make_scores(const AttentionInput in, const Wave<typename Engine::Element> wave, const State* grad,
                 const float* log_sums) {
   if constexpr (is_used_here<Engine, State>()) {
@@ -114,7 +117,7 @@ __global__ void __launch_bounds__(kTileThreads)
 
 // dX of 128 tokens and 128 columns: written, or, where the candidates come in several waves, added to `sums`.
 template <class Engine, class State, class Query>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     add_states(const AttentionInput in, const Wave<typename Engine::Element> wave, const State* grad,
                State* grad_states, float* sums) {
   if constexpr (is_used_here<Engine, State>()) {
@@ -186,7 +189,7 @@ __global__ void __launch_bounds__(kTileThreads)
 // dQ of 64 candidates and kWide columns: with candidates, of one text, written to `parts_of_texts` (texts, width,
 // size); in full form, of all texts of the wave, added to the gradient (labels, size).
 template <class Engine, class State>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     make_queries(const AttentionInput in, const Wave<typename Engine::Element> wave, float* grad_queries,
                  float* parts_of_texts) {
   if constexpr (is_used_here<Engine, State>()) {
@@ -197,20 +200,23 @@ __global__ void __launch_bounds__(kTileThreads)
     const auto down = static_cast<int>(wave.padded / kLabels);
     const int from = static_cast<int>(blockIdx.x) % across * kWide;
     const int first = static_cast<int>(blockIdx.x) / across % down * kLabels;
-    const int64_t block = static_cast<int64_t>(blockIdx.x) / across / down;
+    const int block = static_cast<int>(blockIdx.x) / across / down;
     const bool whole = in.candidates == nullptr;
-    const bool pieces = in_pieces(static_cast<const State*>(in.states), in.size);
     Sums<Engine, kLabels, kWide> sum;
-    for (int64_t slot = whole ? 0 : block; slot < (whole ? wave.texts : block + 1); ++slot) {
+    const int end = whole ? static_cast<int>(wave.texts) : block + 1;
+#pragma unroll 1
+    for (int slot = whole ? 0 : block; slot < end; ++slot) {
       const int length = in.lengths[wave.text + slot];
-      const Rows<Element> change{wave.change + (slot * wave.padded + first) * wave.tokens, wave.tokens, kLabels};
+      const Element* change = wave.change + (static_cast<int64_t>(slot) * wave.padded + first) * wave.tokens;
       pipeline(
           dynamic_shared(), kStageBytes, parts(length, kDepth),
           [&](char* stage, int i) {
             auto* tile = reinterpret_cast<Element*>(stage);
-            load_tile<kLabels, kDepth>(tile, change, i * kDepth, static_cast<int>(wave.tokens), true);
+            load_tile<kLabels, kDepth>(
+                tile, [&](int row) { return change + row * wave.tokens; }, i * kDepth, static_cast<int>(wave.tokens),
+                true);
             load_tile<kDepth, kWide>(tile + kLabels * kDepth,
-                                     token_rows<State>(in, wave.text + slot, length, i * kDepth), from, size, pieces);
+                                     token_rows<State>(in, wave.text + slot, length, i * kDepth), from, size, in_pieces(static_cast<const State*>(in.states), in.size));
           },
           [&](char* stage, int) {
             const auto* tile = reinterpret_cast<const Element*>(stage);
@@ -218,14 +224,15 @@ __global__ void __launch_bounds__(kTileThreads)
                             Operand<Element, true>{tile + kLabels * kDepth, kWide}, kDepth);
           });
     }
-    float* to =
-        whole ? grad_queries + (wave.first + first) * in.size : parts_of_texts + (block * wave.width + first) * in.size;
+    const bool adds = in.candidates == nullptr;
+    float* to = adds ? grad_queries + (wave.first + first) * in.size
+                      : parts_of_texts + (static_cast<int64_t>(block) * wave.width + first) * in.size;
     const int rows = wave_rows(wave.width, first);
     sum.each([&](int row, int column, float& a, float& b) {
       if (row >= rows || from + column >= size) return;
       float* at = to + row * in.size + from + column;
-      at[0] = whole ? at[0] + a : a;
-      if (from + column + 1 < size) at[1] = whole ? at[1] + b : b;
+      at[0] = adds ? at[0] + a : a;
+      if (from + column + 1 < size) at[1] = adds ? at[1] + b : b;
     });
   }
 }
@@ -251,7 +258,7 @@ int64_t aligned(int64_t bytes) { return parts(bytes, 256) * 256; }
 AttentionPlan plan_backward(const AttentionInput& in, int64_t most_bytes) {
   AttentionPlan plan;
   const int64_t element = in.tensor_cores && in.states_type != Type::kFloat32 ? 2 : 4;
-  plan.candidates = in.candidates == nullptr ? std::min(in.width, kLanes) : in.width;
+  plan.candidates = in.candidates == nullptr ? std::min(in.width, kMostLabels) : in.width;
   plan.padded = parts(plan.candidates, kLabels) * kLabels;
   plan.tokens = parts(in.tokens, kSquare) * kSquare;
   const int64_t scores = aligned(plan.padded * plan.tokens * element);

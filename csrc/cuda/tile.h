@@ -327,6 +327,7 @@ class Sums {
       }
 #pragma unroll
       for (int m = 0; m < kDown; ++m) {
+        const int lane = some_lane();
         // Matrices: rows 0 and 8 of depth 0, then of depth 8.
         const int i = row_ + 16 * m + lane / 8 % 2 * 8, d = from + k + lane / 16 * 8;
         uint32_t a[4];

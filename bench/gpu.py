@@ -1,0 +1,82 @@
+"""The CUDA kernels beside PyTorch's forms, on this machine's GPU; gpu_check.sh builds and checks them first.
+
+python bench/gpu.py [OUT.md]      # times them and writes the table: results/gpu.md
+python bench/gpu.py --once        # runs each once on small shapes, for compute-sanitizer
+"""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_clock import copy_rate, product_rate
+
+import xmplug
+from xmplug import ops
+
+PARTS = ("gpu_label_attention", "gpu_search", "gpu_linear_bce")
+COLUMNS = ("operation", "shape", "dtype", "peer", "peer_ms", "ours_ms", "ratio", "note")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    for row in rows:
+        cells = (row.get(column, "") for column in COLUMNS)
+        lines.append(
+            "| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |"
+        )
+    return "\n".join(lines)
+
+
+def header() -> str:
+    device = torch.cuda.get_device_properties(0)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}, xmplug {xmplug.__version__}"
+    return f"""# CUDA kernels: `bench/gpu_check.sh`
+
+{device.name}, {device.total_memory / 2**30:.0f} GiB, compute capability {device.major}.{device.minor}; {versions},
+commit {commit}; {time.strftime("%Y-%m-%d")}.
+A bfloat16 product of 8192 x 8192 matrices runs at {product_rate() / 1e12:.0f} TFLOP/s, a copy at
+{copy_rate() / 1e12:.2f} TB/s. Milliseconds: medians of calls of ours and of the peer in turn.
+"""
+
+
+def once() -> None:
+    """Every kernel, on shapes with more than one tile and ragged ends."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        states = torch.randn(3, 150, 72, device="cuda", generator=generator).to(dtype).requires_grad_()
+        queries = torch.randn(300, 72, device="cuda", generator=generator).to(dtype).requires_grad_()
+        mask = torch.rand(3, 150, device="cuda", generator=generator) < 0.7
+        for candidates in (None, torch.randint(-1, 300, (3, 90), device="cuda", generator=generator)):
+            ops.label_attention(states, mask, queries, candidates).sum().backward()
+    for part in PARTS:
+        run = getattr(importlib.import_module(part), "once", None)
+        if run is not None:
+            run()
+    torch.cuda.synchronize()
+
+
+def main() -> None:
+    if not torch.cuda.is_available():
+        sys.exit("bench/gpu.py measures a GPU, and PyTorch sees none")
+    if sys.argv[1:] == ["--once"]:
+        return once()
+    text = header()
+    rows: list[dict[str, Any]] = []
+    for part in PARTS:
+        rows += importlib.import_module(part).rows()
+    text += "\n" + table(rows) + "\n"
+    out = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent / "results" / "gpu.md"
+    out.write_text(text, encoding="utf-8")
+    print(text)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""label_attention on a GPU, beside the forms of test_label_attention.py, at the paper's sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from gpu_clock import in_turn, peak_bytes, product_rate
+from test_label_attention import AMAZON670K, EURLEX, MEDIUM, PEERS, Case, Inputs, inputs, ours
+
+
+def call_of(form: Callable[[Inputs], torch.Tensor], given: Inputs) -> Callable[[], Any]:
+    """What is measured: the result and, where there is a gradient for it, those of states and queries."""
+
+    def call() -> Any:
+        out = form(given)
+        if given.upstream is None:
+            return out
+        return out, *torch.autograd.grad(out, (given.states, given.queries), given.upstream)
+
+    return call
+
+
+def rows() -> list[dict[str, Any]]:
+    """AttentionXML's settings: Amazon-670K in steps of 200 texts, EUR-Lex in steps of 40."""
+    found = []
+    rate = product_rate()
+    for size in (replace(AMAZON670K, texts=200), replace(EURLEX, texts=40)):
+        for backward in (False, True):
+            case = Case(size, "bfloat16", backward)
+            given = inputs(case, "cuda")
+            width = size.candidates or size.labels
+            # Two products forward and four backward, without what is made twice and without padding.
+            operations = (6 if backward else 2) * 2.0 * sum(given.lengths) * width * size.dims
+
+            call = call_of(ours, given)
+            our_bytes = peak_bytes(call)
+            for peer, form in PEERS.items():
+                if peer == MEDIUM:
+                    continue
+                try:
+                    their_bytes = peak_bytes(call_of(form, given))
+                    our_ms, peer_ms = in_turn(call, call_of(form, given), rounds=10)
+                except torch.OutOfMemoryError:
+                    found.append(
+                        {"operation": "label_attention", "shape": str(case), "peer": peer, "note": "out of memory"}
+                    )
+                    torch.cuda.empty_cache()
+                    continue
+                share = operations / (our_ms / 1e3) / rate
+                found.append(
+                    {
+                        "operation": "label_attention",
+                        "shape": f"B={size.texts} {size.name} D={size.dims}" + (", with gradients" if backward else ""),
+                        "dtype": case.dtype,
+                        "peer": peer,
+                        "peer_ms": peer_ms,
+                        "ours_ms": our_ms,
+                        "ratio": peer_ms / our_ms,
+                        "note": f"{share:.0%} of the product rate; MB: ours {our_bytes / 1e6:,.0f}, "
+                        f"peer {their_bytes / 1e6:,.0f}",
+                    }
+                )
+    return found
