@@ -3,11 +3,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
+import torch
 
 from xmplug import ops
 from xmplug.errors import KernelError
+from xmplug.ops import native
 
 WITHOUT_NATIVE = """
 import sys
@@ -64,3 +68,38 @@ def test_unknown_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XMPLUG_KERNELS", "fast")
     with pytest.raises(KernelError, match="auto, reference, native"):
         ops.kernels()
+
+
+class OnGpu:
+    """As much of a tensor on a GPU as the choice of kernels looks at."""
+
+    device = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def old_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU that is older than the CUDA kernels know, and a CUDA module that loads."""
+    monkeypatch.setattr(native, "_load", lambda name: ModuleType(name))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    native._gpu.cache_clear()
+    yield
+    native._gpu.cache_clear()
+
+
+@pytest.mark.usefixtures("old_gpu")
+def test_the_reference_takes_over_on_an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native.gpu(OnGpu()) is None
+    monkeypatch.setenv("XMPLUG_KERNELS", "native")
+    with pytest.raises(KernelError, match=r"Tesla V100 has compute capability 7\.0, .* need 7\.5; take a newer GPU"):
+        native.gpu(OnGpu())
+
+
+def test_without_cuda_kernels_the_reference_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_load", lambda name: ImportError(f"No module named 'xmplug.{name}'"))
+    native._gpu.cache_clear()
+    assert native.gpu(OnGpu()) is None
+    monkeypatch.setenv("XMPLUG_KERNELS", "native")
+    with pytest.raises(KernelError, match="XMPLUG_BUILD=cuda"):
+        native.gpu(OnGpu())
+    native._gpu.cache_clear()
