@@ -55,41 +55,63 @@ struct Right {
   float* panel(int64_t vector) const { return data + vector / kVectors * depth * kPanel + vector % kVectors * kLanes; }
 };
 
-// A matrix as the left factor: the word in row m and column k is data[m * row + k * step].
+// A matrix as the left factor, row after row: the word in row m and column k is data[m * stride + k].
 struct Left {
   const float* data;
-  int64_t row, step;
+  int64_t stride;
+
+  const float* row(int64_t row) const { return data + row * stride; }
+  static XMPLUG_INLINE float word(const float* at, int64_t stride, int m) { return at[m * stride]; }
+  static XMPLUG_INLINE int64_t step(int64_t) { return 1; }
+};
+
+// The same, column after column: data[k * stride + m].
+struct LeftAcross {
+  const float* data;
+  int64_t stride;
+
+  const float* row(int64_t row) const { return data + row; }
+  static XMPLUG_INLINE float word(const float* at, int64_t, int m) { return at[m]; }
+  static XMPLUG_INLINE int64_t step(int64_t stride) { return stride; }
 };
 
 template <int N>
 struct Count {};
 
-// sums[m][n] += rows [row, row + kRows) of `left` times the N vectors of columns of `right` from `vector` on. Sums of
-// Words::kBlock words are made first and then added up, which keeps the rounding errors of long sums small.
-template <class Words, int N>
-XMPLUG_INLINE void multiply(Vec (&sums)[kRows][N], Left left, int64_t row, Right right, int64_t vector) {
-  const float* a = left.data + row * left.row;
-  const float* b = right.panel(vector);
-  for (int64_t begin = 0; begin < right.depth; begin += Words::kBlock) {
-    const int64_t depth = right.depth - begin < Words::kBlock ? right.depth - begin : Words::kBlock;
-    Vec block[kRows][N] = {};
-    for (int64_t k = 0; k < depth; ++k, a += left.step, b += kPanel) {
-      Vec columns[N];
+// sums[m][n] += `depth` words of kRows rows of a left factor times those of N vectors of columns of a right one; both
+// pointers move on.
+template <class Words, int N, class Factor>
+XMPLUG_INLINE void accumulate(Vec (&sums)[kRows][N], const float*& a, Factor left, const float*& b, int64_t depth) {
+  for (int64_t k = 0; k < depth; ++k, a += left.step(left.stride), b += kPanel) {
+    Vec columns[N];
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) columns[n] = load(b + n * kLanes);
+    for (int n = 0; n < N; ++n) columns[n] = load(b + n * kLanes);
 #pragma GCC unroll 6
-      for (int m = 0; m < kRows; ++m) {
-        const Vec value = splat(a[m * left.row]);
+    for (int m = 0; m < kRows; ++m) {
+      const Vec value = splat(left.word(a, left.stride, m));
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) block[m][n] = Words::multiply_add(value, columns[n], block[m][n]);
-      }
+      for (int n = 0; n < N; ++n) sums[m][n] = Words::multiply_add(value, columns[n], sums[m][n]);
     }
+  }
+}
+
+// sums[m][n] += rows [row, row + kRows) of `left` times the N vectors of columns of `right` from `vector` on. Of long
+// sums, those of Words::kBlock words are made first and then added up, which keeps the rounding errors small.
+template <class Words, int N, class Factor>
+XMPLUG_INLINE void multiply(Vec (&sums)[kRows][N], Factor left, int64_t row, Right right, int64_t vector) {
+  const float* a = left.row(row);
+  const float* b = right.panel(vector);
+  int64_t depth = right.depth;
+  for (; depth > Words::kBlock; depth -= Words::kBlock) {
+    Vec block[kRows][N] = {};
+    accumulate<Words>(block, a, left, b, Words::kBlock);
 #pragma GCC unroll 6
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) sums[m][n] += block[m][n];
     }
   }
+  accumulate<Words>(sums, a, left, b, depth);
 }
 
 // Calls body(Count<N>, row, vector) for micro-tiles of kRows rows and N vectors that cover the product.
@@ -286,7 +308,7 @@ struct Attention {
 
   // product[i][t] = left[i] . X[t]
   static void with_tokens(const Memory& memory, const float* left, int64_t count, float* product) {
-    const Left tile{left, memory.width, 1};
+    const Left tile{left, memory.width};
     for_tiles(count, memory.vectors, [&](auto number, int64_t row, int64_t vector) {
       tile_with_tokens(number, memory, tile, row, vector, product);
     });
@@ -325,19 +347,19 @@ struct Attention {
 
   // Rows of numbers as left factor of X, which is summed over tokens.
   static XMPLUG_INLINE Left over_tokens(const Memory& memory, const float* rows, int64_t count) {
-    if (kPer == 1) return {rows, memory.lanes, 1};
+    if (kPer == 1) return {rows, memory.lanes};
     auto* elements = reinterpret_cast<Element*>(memory.weights);
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t v = 0; v < memory.vectors; ++v) {
         store_as(elements + i * memory.lanes + v * kLanes, load(rows + i * memory.lanes + v * kLanes));
       }
     }
-    return {memory.weights, memory.lanes / kPer, 1};
+    return {memory.weights, memory.lanes / kPer};
   }
 
   // The same rows, transposed, as left factor of what is summed over the tile.
-  static XMPLUG_INLINE Left over_tile(const Memory& memory, const float* rows, int64_t count, int which) {
-    if (kPer == 1) return {rows, 1, memory.lanes};
+  static XMPLUG_INLINE LeftAcross over_tile(const Memory& memory, const float* rows, int64_t count, int which) {
+    if (kPer == 1) return {rows, memory.lanes};
     float* words = memory.across + which * (kTile / kPer) * memory.lanes;
     for (int64_t i = 0; i < count; i += 2) {
       for (int64_t v = 0; v < memory.vectors; ++v) {
@@ -346,7 +368,7 @@ struct Attention {
               Words::words(load(at), i + 1 < count ? load(at + memory.lanes) : Vec{}));
       }
     }
-    return {words, 1, memory.lanes};
+    return {words, memory.lanes};
   }
 
   static void forward(const AttentionInput& in, int64_t text, int64_t begin, int64_t end, void* out, void* workspace) {
@@ -449,8 +471,8 @@ struct Attention {
     for_tiles(count, memory.size_vectors, [&](auto number, int64_t row, int64_t vector) {
       add_to_queries(number, in, memory, changes, row, vector, candidates, count, grad_queries);
     });
-    const Left weights_across = over_tile(memory, memory.scores, count, 0);
-    const Left changes_across = over_tile(memory, memory.d_scores, count, 1);
+    const LeftAcross weights_across = over_tile(memory, memory.scores, count, 0);
+    const LeftAcross changes_across = over_tile(memory, memory.d_scores, count, 1);
     for_tiles(memory.tokens, memory.size_vectors, [&](auto number, int64_t row, int64_t vector) {
       add_to_states(number, in, memory, weights_across, changes_across, row, vector, grad_states);
     });
@@ -473,8 +495,8 @@ struct Attention {
   }
 
   template <int N>
-  static XMPLUG_APART void add_to_states(Count<N>, const AttentionInput& in, const Memory& memory, Left weights,
-                                         Left changes, int64_t row, int64_t vector, float* grad_states) {
+  static XMPLUG_APART void add_to_states(Count<N>, const AttentionInput& in, const Memory& memory, LeftAcross weights,
+                                         LeftAcross changes, int64_t row, int64_t vector, float* grad_states) {
     for (int m = 0; m < kRows && row + m < memory.tokens; ++m) {
       expect<N>(grad_states + memory.index[row + m] * in.size + vector * kLanes);
     }
