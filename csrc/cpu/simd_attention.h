@@ -21,7 +21,9 @@ namespace {
 constexpr int kRows = 6;                           // the micro-kernel's tile: 6 rows of
 constexpr int kVectors = kSet >= kAvx512 ? 4 : 2;  // so many vectors, which with the operands just fit the registers
 constexpr int kPanel = kVectors * kLanes;
-constexpr int kTile = 96;  // candidates; a multiple of kRows
+// Candidates that are worked on at a time; multiples of kRows. More in backward, which sums over them.
+constexpr int kTile = 96;
+constexpr int kBackwardTile = 192;
 
 XMPLUG_INLINE int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -157,22 +159,32 @@ XMPLUG_INLINE void expect(const T* row) {
   for (int n = 0; n < N; ++n) __builtin_prefetch(row + n * kLanes, 1);
 }
 
+// Folds the upper half of the lanes onto the lower one until one is left.
+template <class Fold>
+XMPLUG_INLINE float over_lanes(Vec value, const Fold& fold) {
+  float lanes[kLanes];
+  store(lanes, value);
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) lanes[i] = fold(lanes[i], lanes[i + half]);
+  }
+  return lanes[0];
+}
+
 XMPLUG_INLINE float sum_of_lanes(Vec value) {
-  float sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += value[i];
-  return sum;
+  return over_lanes(value, [](float a, float b) { return a + b; });
 }
 
 XMPLUG_INLINE float largest_lane(Vec value) {
-  float largest = value[0];
-  for (int i = 1; i < kLanes; ++i) largest = value[i] > largest ? value[i] : largest;
-  return largest;
+  return over_lanes(value, [](float a, float b) { return a > b ? a : b; });
 }
 
 // value in the first `count` lanes, `other` in those behind.
 XMPLUG_INLINE Vec first_lanes(Vec value, int64_t count, float other) {
-  for (int64_t i = count < 0 ? 0 : count; i < kLanes; ++i) value[i] = other;
-  return value;
+  WordVec lane;
+  for (uint32_t i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane < static_cast<uint32_t>(count) ? value : splat(other);
 }
 
 // to[k * step + i] = from[i * stride + k] for words of kLanes rows.
@@ -200,12 +212,12 @@ struct Attention {
     int64_t* index;        // (tokens): where in the text each is
     Right columns;         // X^T: summed over the words of a state
     Right rows;            // X: summed over tokens
-    float* query;          // (kTile, width): Q as left factor
-    float* grad;           // (kTile, width): G as left factor
+    float* query;          // (tile, width): Q as left factor
+    float* grad;           // (tile, width): G as left factor
     Right query_rows;      // Q and G as right factors: summed over the tile
     Right grad_rows;
-    float* scores;    // (kTile, lanes): S, then P
-    float* d_scores;  // (kTile, lanes): dP, then dS
+    float* scores;    // (tile, lanes): S, then P
+    float* d_scores;  // (tile, lanes): dP, then dS
     float* weights;   // P or dS as left factor of X: pairs of tokens
     float* across;    // P, and behind it dS, as left factors of G and Q: pairs of candidates
     float* staged;    // (kLanes, width): some tokens before they are transposed
@@ -219,6 +231,7 @@ struct Attention {
       used += round_up(words, 16);
       return at;
     };
+    const int64_t tile = backward ? kBackwardTile : kTile;
     memory.size_vectors = round_up(in.size, kLanes) / kLanes;
     memory.width = round_up(in.size, kPer * kLanes) / kPer + 16;  // 16: no multiple of a page between rows
     memory.lanes = round_up(in.tokens, kLanes) + kLanes;
@@ -227,16 +240,16 @@ struct Attention {
     memory.index = reinterpret_cast<int64_t*>(take(2 * in.tokens));
     memory.columns = {take(token_panels * (memory.width - 16) * kPanel), 0};
     memory.rows = {take(size_panels * round_up(in.tokens, kPer) / kPer * kPanel), 0};
-    memory.query = take(kTile * memory.width);
-    memory.scores = take(kTile * memory.lanes);
-    memory.weights = kPer == 1 ? memory.scores : take(kTile * memory.lanes / kPer);
+    memory.query = take(tile * memory.width);
+    memory.scores = take(tile * memory.lanes);
+    memory.weights = kPer == 1 ? memory.scores : take(tile * memory.lanes / kPer);
     memory.staged = take(kLanes * memory.width);
     if (backward) {
-      memory.grad = take(kTile * memory.width);
-      memory.query_rows = {take(size_panels * kTile / kPer * kPanel), 0};
-      memory.grad_rows = {take(size_panels * kTile / kPer * kPanel), 0};
-      memory.d_scores = take(kTile * memory.lanes);
-      memory.across = take(2 * (kTile / kPer) * memory.lanes);
+      memory.grad = take(tile * memory.width);
+      memory.query_rows = {take(size_panels * tile / kPer * kPanel), 0};
+      memory.grad_rows = {take(size_panels * tile / kPer * kPanel), 0};
+      memory.d_scores = take(tile * memory.lanes);
+      memory.across = take(2 * (tile / kPer) * memory.lanes);
     }
     return used * 4;
   }
@@ -360,7 +373,7 @@ struct Attention {
   // The same rows, transposed, as left factor of what is summed over the tile.
   static XMPLUG_INLINE LeftAcross over_tile(const Memory& memory, const float* rows, int64_t count, int which) {
     if (kPer == 1) return {rows, memory.lanes};
-    float* words = memory.across + which * (kTile / kPer) * memory.lanes;
+    float* words = memory.across + which * (kBackwardTile / kPer) * memory.lanes;
     for (int64_t i = 0; i < count; i += 2) {
       for (int64_t v = 0; v < memory.vectors; ++v) {
         const float* at = rows + i * memory.lanes + v * kLanes;
@@ -425,7 +438,7 @@ struct Attention {
     grad_states += text * in.tokens * in.size;
     while (count > 0) {
       // Tiles of about the same size: a last one of few candidates would cost nearly as much as a full one.
-      const int64_t tiles = (count + kTile - 1) / kTile;
+      const int64_t tiles = (count + kBackwardTile - 1) / kBackwardTile;
       const int64_t size = (count + tiles - 1) / tiles;
       backward_tile(in, memory, candidates, size, grads, grad_states, grad_queries);
       candidates += size;
