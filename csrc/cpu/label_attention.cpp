@@ -1,6 +1,8 @@
 #include <algorithm>
+#include <condition_variable>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <vector>
 
@@ -12,7 +14,7 @@
 namespace xmplug {
 namespace {
 
-constexpr int64_t kGroups = 16;  // backward runs at most so many tasks at a time, whatever the number of threads
+constexpr int64_t kGroups = 16;  // of labels, whatever the number of threads, of which backward uses at most so many
 
 // Zeroed memory for each worker, in a row.
 class Workspaces {
@@ -126,6 +128,63 @@ class Groups {
   std::vector<int64_t> begin_;
 };
 
+// Hands out the pairs of a text and a group of labels. A text's gradient is a sum over labels and a label's one over
+// texts: each text meets the groups in order and each group the texts, so that workers add without locks and the sums
+// do not depend on their number. A worker stays with its text as long as it can.
+class Turns {
+ public:
+  Turns(int64_t texts, int64_t groups) : groups_(groups), done_(static_cast<size_t>(texts)), taken_(done_.size()) {}
+
+  struct Turn {
+    size_t text;
+    int64_t group;
+  };
+
+  // Calls work(turn) until nothing is left.
+  template <class Work>
+  void take(const Work& work) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (size_t text = 0; first_ < done_.size();) {
+      if (!ready(text)) text = find();
+      if (text == done_.size()) {
+        changed_.wait(lock);
+        text = first_;
+        continue;
+      }
+      taken_[text] = true;
+      const Turn turn{text, done_[text]};
+      lock.unlock();
+      work(turn);
+      lock.lock();
+      taken_[text] = false;
+      ++done_[text];
+      while (first_ < done_.size() && done_[first_] == groups_) ++first_;
+      changed_.notify_all();
+    }
+  }
+
+ private:
+  bool ready(size_t text) const {
+    return text < done_.size() && !taken_[text] && done_[text] < groups_ &&
+           (text == 0 || done_[text - 1] > done_[text]);
+  }
+
+  size_t find() const {
+    for (size_t text = first_; text < done_.size(); ++text) {
+      if (ready(text)) return text;
+      if (done_[text] == 0) break;  // the texts behind it wait for it
+    }
+    return done_.size();
+  }
+
+  int64_t groups_;
+  std::vector<int64_t> done_;  // groups of each text
+  std::vector<char> taken_;
+  size_t first_ = 0;  // that is not done
+  std::mutex mutex_;
+  std::condition_variable changed_;
+};
+
 }  // namespace
 
 void label_attention(const AttentionInput& in, void* out, int set, int threads) {
@@ -149,28 +208,21 @@ void label_attention_backward(const AttentionInput& in, const void* grad, const 
                               float* grad_states, float* grad_queries, int set, int threads) {
   const auto& kernels = kernels_for<AttentionKernels>(static_cast<InstructionSet>(set));
   const Groups groups(in, rows, num_rows, threads);
-  // A text's gradient is a sum over labels and a label's one over texts. Texts and labels are cut into groups; in each
-  // round, no two tasks share a group of texts or one of labels, so that tasks add without locks and in an order that
-  // does not depend on the threads.
-  const int64_t text_groups = std::min(kGroups, in.batch);
-  const int64_t rounds = std::max(text_groups, groups.count());
-  const double work = nanoseconds(in, 7.0 * static_cast<double>(in.batch * in.width) / static_cast<double>(rounds));
-  threads = static_cast<int>(std::min<int64_t>(std::min(text_groups, groups.count()),
-                                               useful_threads(kGroups, work / static_cast<double>(kGroups), threads)));
+  const double work = nanoseconds(in, 7.0 * static_cast<double>(in.width) / static_cast<double>(groups.count()));
+  threads = static_cast<int>(
+      std::min<int64_t>(std::min(in.batch, groups.count()), useful_threads(in.batch * groups.count(), work, threads)));
+  threads = std::max(1, threads);
   const std::vector<int64_t> texts = longest_first(in);
   Workspaces workspaces(threads, kernels.workspace(in, true));
-  for (int64_t round = 0; round < rounds; ++round) {
-    parallel_for(rounds, 1, threads, [&](int worker, int64_t task, int64_t) {
-      const int64_t group = (task + round) % rounds;
-      if (task >= text_groups || group >= groups.count()) return;
-      for (int64_t i = in.batch * task / text_groups; i < in.batch * (task + 1) / text_groups; ++i) {
-        const int64_t text = texts[static_cast<size_t>(i)];
-        const int64_t begin = groups.begin(text, group);
-        kernels.backward(in, text, groups.candidate(begin), groups.begin(text, group + 1) - begin, grad, grad_states,
-                         grad_queries, workspaces.of(worker));
-      }
+  Turns turns(in.batch, groups.count());
+  parallel_for(threads, 1, threads, [&](int worker, int64_t, int64_t) {
+    turns.take([&](Turns::Turn turn) {
+      const int64_t text = texts[turn.text];
+      const int64_t begin = groups.begin(text, turn.group), end = groups.begin(text, turn.group + 1);
+      kernels.backward(in, text, groups.candidate(begin), end - begin, grad, grad_states, grad_queries,
+                       workspaces.of(worker));
     });
-  }
+  });
 }
 
 }  // namespace xmplug

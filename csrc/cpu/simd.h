@@ -55,7 +55,8 @@ XMPLUG_INLINE void store(void* to, T value) {
   std::memcpy(to, &value, sizeof value);
 }
 
-XMPLUG_INLINE Vec splat(float value) { return Vec{} + value; }
+// Not Vec{} + value: that is an addition, for it turns -0 into 0.
+XMPLUG_INLINE Vec splat(float value) { return value - Vec{}; }
 
 XMPLUG_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 

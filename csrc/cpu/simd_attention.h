@@ -21,7 +21,9 @@ namespace {
 constexpr int kRows = 6;                           // the micro-kernel's tile: 6 rows of
 constexpr int kVectors = kSet >= kAvx512 ? 4 : 2;  // so many vectors, which with the operands just fit the registers
 constexpr int kPanel = kVectors * kLanes;
-constexpr int kTile = 96;  // candidates; a multiple of kRows
+// Candidates that are worked on at a time; multiples of kRows. More in backward, which sums over them.
+constexpr int kTile = 96;
+constexpr int kBackwardTile = 192;
 
 XMPLUG_INLINE int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -55,41 +57,63 @@ struct Right {
   float* panel(int64_t vector) const { return data + vector / kVectors * depth * kPanel + vector % kVectors * kLanes; }
 };
 
-// A matrix as the left factor: the word in row m and column k is data[m * row + k * step].
+// A matrix as the left factor, row after row: the word in row m and column k is data[m * stride + k].
 struct Left {
   const float* data;
-  int64_t row, step;
+  int64_t stride;
+
+  const float* row(int64_t row) const { return data + row * stride; }
+  static XMPLUG_INLINE float word(const float* at, int64_t stride, int m) { return at[m * stride]; }
+  static XMPLUG_INLINE int64_t step(int64_t) { return 1; }
+};
+
+// The same, column after column: data[k * stride + m].
+struct LeftAcross {
+  const float* data;
+  int64_t stride;
+
+  const float* row(int64_t row) const { return data + row; }
+  static XMPLUG_INLINE float word(const float* at, int64_t, int m) { return at[m]; }
+  static XMPLUG_INLINE int64_t step(int64_t stride) { return stride; }
 };
 
 template <int N>
 struct Count {};
 
-// sums[m][n] += rows [row, row + kRows) of `left` times the N vectors of columns of `right` from `vector` on. Sums of
-// Words::kBlock words are made first and then added up, which keeps the rounding errors of long sums small.
-template <class Words, int N>
-XMPLUG_INLINE void multiply(Vec (&sums)[kRows][N], Left left, int64_t row, Right right, int64_t vector) {
-  const float* a = left.data + row * left.row;
-  const float* b = right.panel(vector);
-  for (int64_t begin = 0; begin < right.depth; begin += Words::kBlock) {
-    const int64_t depth = right.depth - begin < Words::kBlock ? right.depth - begin : Words::kBlock;
-    Vec block[kRows][N] = {};
-    for (int64_t k = 0; k < depth; ++k, a += left.step, b += kPanel) {
-      Vec columns[N];
+// sums[m][n] += `depth` words of kRows rows of a left factor times those of N vectors of columns of a right one; both
+// pointers move on.
+template <class Words, int N, class Factor>
+XMPLUG_INLINE void accumulate(Vec (&sums)[kRows][N], const float*& a, Factor left, const float*& b, int64_t depth) {
+  for (int64_t k = 0; k < depth; ++k, a += left.step(left.stride), b += kPanel) {
+    Vec columns[N];
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) columns[n] = load(b + n * kLanes);
+    for (int n = 0; n < N; ++n) columns[n] = load(b + n * kLanes);
 #pragma GCC unroll 6
-      for (int m = 0; m < kRows; ++m) {
-        const Vec value = splat(a[m * left.row]);
+    for (int m = 0; m < kRows; ++m) {
+      const Vec value = splat(left.word(a, left.stride, m));
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) block[m][n] = Words::multiply_add(value, columns[n], block[m][n]);
-      }
+      for (int n = 0; n < N; ++n) sums[m][n] = Words::multiply_add(value, columns[n], sums[m][n]);
     }
+  }
+}
+
+// sums[m][n] += rows [row, row + kRows) of `left` times the N vectors of columns of `right` from `vector` on. Of long
+// sums, those of Words::kBlock words are made first and then added up, which keeps the rounding errors small.
+template <class Words, int N, class Factor>
+XMPLUG_INLINE void multiply(Vec (&sums)[kRows][N], Factor left, int64_t row, Right right, int64_t vector) {
+  const float* a = left.row(row);
+  const float* b = right.panel(vector);
+  int64_t depth = right.depth;
+  for (; depth > Words::kBlock; depth -= Words::kBlock) {
+    Vec block[kRows][N] = {};
+    accumulate<Words>(block, a, left, b, Words::kBlock);
 #pragma GCC unroll 6
     for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) sums[m][n] += block[m][n];
     }
   }
+  accumulate<Words>(sums, a, left, b, depth);
 }
 
 // Calls body(Count<N>, row, vector) for micro-tiles of kRows rows and N vectors that cover the product.
@@ -135,22 +159,32 @@ XMPLUG_INLINE void expect(const T* row) {
   for (int n = 0; n < N; ++n) __builtin_prefetch(row + n * kLanes, 1);
 }
 
+// Folds the upper half of the lanes onto the lower one until one is left.
+template <class Fold>
+XMPLUG_INLINE float over_lanes(Vec value, const Fold& fold) {
+  float lanes[kLanes];
+  store(lanes, value);
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) lanes[i] = fold(lanes[i], lanes[i + half]);
+  }
+  return lanes[0];
+}
+
 XMPLUG_INLINE float sum_of_lanes(Vec value) {
-  float sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += value[i];
-  return sum;
+  return over_lanes(value, [](float a, float b) { return a + b; });
 }
 
 XMPLUG_INLINE float largest_lane(Vec value) {
-  float largest = value[0];
-  for (int i = 1; i < kLanes; ++i) largest = value[i] > largest ? value[i] : largest;
-  return largest;
+  return over_lanes(value, [](float a, float b) { return a > b ? a : b; });
 }
 
 // value in the first `count` lanes, `other` in those behind.
 XMPLUG_INLINE Vec first_lanes(Vec value, int64_t count, float other) {
-  for (int64_t i = count < 0 ? 0 : count; i < kLanes; ++i) value[i] = other;
-  return value;
+  WordVec lane;
+  for (uint32_t i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane < static_cast<uint32_t>(count) ? value : splat(other);
 }
 
 // to[k * step + i] = from[i * stride + k] for words of kLanes rows.
@@ -178,12 +212,12 @@ struct Attention {
     int64_t* index;        // (tokens): where in the text each is
     Right columns;         // X^T: summed over the words of a state
     Right rows;            // X: summed over tokens
-    float* query;          // (kTile, width): Q as left factor
-    float* grad;           // (kTile, width): G as left factor
+    float* query;          // (tile, width): Q as left factor
+    float* grad;           // (tile, width): G as left factor
     Right query_rows;      // Q and G as right factors: summed over the tile
     Right grad_rows;
-    float* scores;    // (kTile, lanes): S, then P
-    float* d_scores;  // (kTile, lanes): dP, then dS
+    float* scores;    // (tile, lanes): S, then P
+    float* d_scores;  // (tile, lanes): dP, then dS
     float* weights;   // P or dS as left factor of X: pairs of tokens
     float* across;    // P, and behind it dS, as left factors of G and Q: pairs of candidates
     float* staged;    // (kLanes, width): some tokens before they are transposed
@@ -197,6 +231,7 @@ struct Attention {
       used += round_up(words, 16);
       return at;
     };
+    const int64_t tile = backward ? kBackwardTile : kTile;
     memory.size_vectors = round_up(in.size, kLanes) / kLanes;
     memory.width = round_up(in.size, kPer * kLanes) / kPer + 16;  // 16: no multiple of a page between rows
     memory.lanes = round_up(in.tokens, kLanes) + kLanes;
@@ -205,16 +240,16 @@ struct Attention {
     memory.index = reinterpret_cast<int64_t*>(take(2 * in.tokens));
     memory.columns = {take(token_panels * (memory.width - 16) * kPanel), 0};
     memory.rows = {take(size_panels * round_up(in.tokens, kPer) / kPer * kPanel), 0};
-    memory.query = take(kTile * memory.width);
-    memory.scores = take(kTile * memory.lanes);
-    memory.weights = kPer == 1 ? memory.scores : take(kTile * memory.lanes / kPer);
+    memory.query = take(tile * memory.width);
+    memory.scores = take(tile * memory.lanes);
+    memory.weights = kPer == 1 ? memory.scores : take(tile * memory.lanes / kPer);
     memory.staged = take(kLanes * memory.width);
     if (backward) {
-      memory.grad = take(kTile * memory.width);
-      memory.query_rows = {take(size_panels * kTile / kPer * kPanel), 0};
-      memory.grad_rows = {take(size_panels * kTile / kPer * kPanel), 0};
-      memory.d_scores = take(kTile * memory.lanes);
-      memory.across = take(2 * (kTile / kPer) * memory.lanes);
+      memory.grad = take(tile * memory.width);
+      memory.query_rows = {take(size_panels * tile / kPer * kPanel), 0};
+      memory.grad_rows = {take(size_panels * tile / kPer * kPanel), 0};
+      memory.d_scores = take(tile * memory.lanes);
+      memory.across = take(2 * (tile / kPer) * memory.lanes);
     }
     return used * 4;
   }
@@ -286,7 +321,7 @@ struct Attention {
 
   // product[i][t] = left[i] . X[t]
   static void with_tokens(const Memory& memory, const float* left, int64_t count, float* product) {
-    const Left tile{left, memory.width, 1};
+    const Left tile{left, memory.width};
     for_tiles(count, memory.vectors, [&](auto number, int64_t row, int64_t vector) {
       tile_with_tokens(number, memory, tile, row, vector, product);
     });
@@ -325,20 +360,20 @@ struct Attention {
 
   // Rows of numbers as left factor of X, which is summed over tokens.
   static XMPLUG_INLINE Left over_tokens(const Memory& memory, const float* rows, int64_t count) {
-    if (kPer == 1) return {rows, memory.lanes, 1};
+    if (kPer == 1) return {rows, memory.lanes};
     auto* elements = reinterpret_cast<Element*>(memory.weights);
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t v = 0; v < memory.vectors; ++v) {
         store_as(elements + i * memory.lanes + v * kLanes, load(rows + i * memory.lanes + v * kLanes));
       }
     }
-    return {memory.weights, memory.lanes / kPer, 1};
+    return {memory.weights, memory.lanes / kPer};
   }
 
   // The same rows, transposed, as left factor of what is summed over the tile.
-  static XMPLUG_INLINE Left over_tile(const Memory& memory, const float* rows, int64_t count, int which) {
-    if (kPer == 1) return {rows, 1, memory.lanes};
-    float* words = memory.across + which * (kTile / kPer) * memory.lanes;
+  static XMPLUG_INLINE LeftAcross over_tile(const Memory& memory, const float* rows, int64_t count, int which) {
+    if (kPer == 1) return {rows, memory.lanes};
+    float* words = memory.across + which * (kBackwardTile / kPer) * memory.lanes;
     for (int64_t i = 0; i < count; i += 2) {
       for (int64_t v = 0; v < memory.vectors; ++v) {
         const float* at = rows + i * memory.lanes + v * kLanes;
@@ -346,7 +381,7 @@ struct Attention {
               Words::words(load(at), i + 1 < count ? load(at + memory.lanes) : Vec{}));
       }
     }
-    return {words, 1, memory.lanes};
+    return {words, memory.lanes};
   }
 
   static void forward(const AttentionInput& in, int64_t text, int64_t begin, int64_t end, void* out, void* workspace) {
@@ -403,7 +438,7 @@ struct Attention {
     grad_states += text * in.tokens * in.size;
     while (count > 0) {
       // Tiles of about the same size: a last one of few candidates would cost nearly as much as a full one.
-      const int64_t tiles = (count + kTile - 1) / kTile;
+      const int64_t tiles = (count + kBackwardTile - 1) / kBackwardTile;
       const int64_t size = (count + tiles - 1) / tiles;
       backward_tile(in, memory, candidates, size, grads, grad_states, grad_queries);
       candidates += size;
@@ -449,8 +484,8 @@ struct Attention {
     for_tiles(count, memory.size_vectors, [&](auto number, int64_t row, int64_t vector) {
       add_to_queries(number, in, memory, changes, row, vector, candidates, count, grad_queries);
     });
-    const Left weights_across = over_tile(memory, memory.scores, count, 0);
-    const Left changes_across = over_tile(memory, memory.d_scores, count, 1);
+    const LeftAcross weights_across = over_tile(memory, memory.scores, count, 0);
+    const LeftAcross changes_across = over_tile(memory, memory.d_scores, count, 1);
     for_tiles(memory.tokens, memory.size_vectors, [&](auto number, int64_t row, int64_t vector) {
       add_to_states(number, in, memory, weights_across, changes_across, row, vector, grad_states);
     });
@@ -473,8 +508,8 @@ struct Attention {
   }
 
   template <int N>
-  static XMPLUG_APART void add_to_states(Count<N>, const AttentionInput& in, const Memory& memory, Left weights,
-                                         Left changes, int64_t row, int64_t vector, float* grad_states) {
+  static XMPLUG_APART void add_to_states(Count<N>, const AttentionInput& in, const Memory& memory, LeftAcross weights,
+                                         LeftAcross changes, int64_t row, int64_t vector, float* grad_states) {
     for (int m = 0; m < kRows && row + m < memory.tokens; ++m) {
       expect<N>(grad_states + memory.index[row + m] * in.size + vector * kLanes);
     }
