@@ -162,7 +162,7 @@ def metrics_by_torch(top: Tensor, indptr: Tensor, indices: Tensor, weights: Tens
     gains, best = torch.where(hits, weights[top], 0.0), of_cells[order]
     sums = []
     for k in KS:
-        sums.append(hits[:, :k].sum() / k / documents)
+        sums.append(hits[:, :k].sum().double() / k / documents)
         dcg = torch.where(hits[:, :k], discounts[:k], 0.0).sum(1)
         sums.append((dcg / ideal[number.clamp(max=k) - 1]).mean())
         sums.append(gains[:, :k].sum() / best[rank < k].sum())

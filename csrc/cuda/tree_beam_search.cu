@@ -197,10 +197,12 @@ __device__ void unpack(uint4 words, float (&values)[8], Narrow) {
   }
 }
 
-// Which columns of a row a lane has, in parts of 32 * kValues columns. With 16 bytes at a time, rows must be aligned.
+// A part of the rows of a tile, kSize columns: each lane has kValues of a row. With 16 bytes at a time, rows must be
+// aligned.
 template <class Weight, bool kAligned>
 struct Columns {
   static constexpr int kValues = kAligned ? 16 / static_cast<int>(sizeof(Weight)) : 4;
+  static constexpr int kSize = kLanes * kValues;
   uint4 words[kRows];
 
   // The lane's columns of the part that begins with `first`.
@@ -250,20 +252,21 @@ struct Columns {
   }
 };
 
-// A warp scores a tile's children for the `count` visits at `visits`, at most `kCount`.
+// A warp scores a tile's children for the `count` visits at `visits`, at most `kCount`. `part` holds
+// the first columns of the children if `loaded`, and on return where there are no others.
 template <class Weight, bool kAligned, int kCount>
 __device__ void multiply(const TreeSearch<Weight>& search, const Workspace& work, const Beam& beam, const Tile& tile,
-                         const int32_t* visits, int count, const float* hidden) {
+                         Columns<Weight, kAligned>& part, bool loaded, const int32_t* visits, int count,
+                         const float* hidden) {
   using Part = Columns<Weight, kAligned>;
   const auto slots = static_cast<int32_t>(work.slots);
   const float* hidden_of[kCount];
 #pragma unroll
   for (int v = 0; v < kCount; ++v) hidden_of[v] = hidden + visits[min(v, count - 1)] / slots * search.width;
-  const Weight* weights = search.weights + tile.row * search.width;
   float sums[kRows * kCount] = {};
-  for (int64_t first = 0; first < search.width; first += kLanes * Part::kValues) {
-    Part part;
-    part.load(weights, tile.rows, first, search.width);
+  for (int64_t first = 0; first < search.width; first += Part::kSize) {
+    if (!loaded) part.load(search.weights + tile.row * search.width, tile.rows, first, search.width);
+    loaded = search.width <= Part::kSize;
     float of_text[kCount][Part::kValues];
 #pragma unroll
     for (int v = 0; v < kCount; ++v) Part::of_text(hidden_of[v], first, search.width, of_text[v]);
@@ -295,14 +298,19 @@ __global__ void __launch_bounds__(kLanes* kWarps, 2)
   const unsigned tiles = work.num_tiles[level.number];
   for (unsigned t = blockIdx.x * kWarps + threadIdx.x / kLanes; t < tiles; t += gridDim.x * kWarps) {
     const Tile tile = work.tiles[t];
+    Columns<Weight, kAligned> part;  // is on its way while the visits are looked up
+    part.load(search.weights + tile.row * search.width, tile.rows, 0, search.width);
+    bool loaded = true;
     const int count = min(kVisits, static_cast<int>(work.counts[level.begin + tile.parent]) - tile.visitor);
     const int32_t* visits = work.visitors + tile.parent * work.texts + tile.visitor;
     for (int v = 0; v < count; v += kTogether) {
-      if (count - v == 1) {
-        multiply<Weight, kAligned, 1>(search, work, beam, tile, visits + v, 1, hidden);
+      const int now = min(kTogether, count - v);
+      if (now == 1) {
+        multiply<Weight, kAligned, 1>(search, work, beam, tile, part, loaded, visits + v, now, hidden);
       } else {
-        multiply<Weight, kAligned, kTogether>(search, work, beam, tile, visits + v, min(kTogether, count - v), hidden);
+        multiply<Weight, kAligned, kTogether>(search, work, beam, tile, part, loaded, visits + v, now, hidden);
       }
+      loaded = search.width <= part.kSize;
     }
   }
 }

@@ -28,8 +28,8 @@ def beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> t
     probability 0, so that scores are never NaN. Places without a node get score 0 and node -1.
 
     Scores have the type that sigmoid(logits) * parent_scores has, and are computed in it, or in float32 if it
-    is narrower. Gradients reach logits and parent scores. Raises KernelError for shapes that do not fit
-    together.
+    is narrower. Gradients reach logits and parent scores. Raises KernelError for shapes and
+    devices that do not fit together.
     """
     if not (logits.ndim == 2 and logits.shape == nodes.shape == parent_scores.shape):
         raise KernelError(
@@ -38,6 +38,11 @@ def beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> t
         )
     if k < 1 or nodes.dtype != torch.int64:
         raise KernelError(f"beam_step needs k of at least 1 and int64 nodes; got {k} and {nodes.dtype}")
+    if not logits.device == nodes.device == parent_scores.device:
+        raise KernelError(
+            f"beam_step needs logits, nodes and parent_scores on one device; got {logits.device}, {nodes.device} and "
+            f"{parent_scores.device}"
+        )
     dtype = torch.promote_types(logits.dtype, parent_scores.dtype)
     wide = torch.promote_types(dtype, torch.float32)
     scores, best, _ = _beam_step(logits.to(wide), nodes, parent_scores.to(wide), k)
@@ -126,7 +131,9 @@ def _arrays_on(tree: LabelTree, device: torch.device) -> tuple[Tensor, Tensor]:
     if device.type == "cpu":
         return torch.from_numpy(tree.first_child), torch.from_numpy(tree.labels)
     if str(device) not in tree.kept:
-        tree.kept[str(device)] = tuple(torch.from_numpy(each).to(device) for each in (tree.first_child, tree.labels))
+        with torch.inference_mode(False):  # so that a backward pass can use them too
+            arrays = (torch.from_numpy(tree.first_child), torch.from_numpy(tree.labels))
+            tree.kept[str(device)] = tuple(array.to(device) for array in arrays)
     return tree.kept[str(device)]
 
 
