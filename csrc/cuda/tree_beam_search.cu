@@ -15,9 +15,9 @@
 namespace xmplug::cuda {
 namespace {
 
-constexpr int kLanes = 32, kWarps = 8;
+constexpr int kLanes = 32, kWarps = 4;
 constexpr int kRows = 8, kVisits = 16;      // of a tile: children, and texts that visit their parent
-constexpr int kTogether = 4;                // visits that are multiplied at a time
+constexpr int kTogether = 2;                // visits that are multiplied at a time
 constexpr int64_t kMostThreads = 512;       // that select for a text
 constexpr unsigned kKeysShared = 8 * 1024;  // more candidates of a text than these stay in global memory
 
@@ -161,25 +161,22 @@ __global__ void start(Workspace work, Level root) {
   visit(work, root, work.beams[0], text, 1);
 }
 
-// The sums of values[i] over the lanes, i < size, a power of two up to 32: each lane gets that of one i, which becomes
-// `index`. Every sum is made in the same order, whatever `size` is.
-template <int size>
-__device__ float sum_over_lanes(float (&values)[size], int& index) {
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  index = 0;
-  int bit = 1;
+// The sums of values[i] over the lanes, i < size, a power of two up to 32: into values[0] of each lane that of one i,
+// which `index`, 0 at first, becomes. Every sum is made in the same order, whatever `size` is.
+template <int kHalf, int kBit = 1, int size>
+__device__ __forceinline__ void sum_over_lanes(float (&values)[size], int& index) {
+  if constexpr (kHalf > 0) {
+    const bool upper = (threadIdx.x & kBit) != 0;
+    index += upper ? kHalf : 0;
 #pragma unroll
-  for (int half = size / 2; half > 0; half /= 2, bit *= 2) {
-    const bool upper = (lane & bit) != 0;
-    index += upper ? half : 0;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float other = upper ? values[i] : values[i + half];
-      values[i] = (upper ? values[i + half] : values[i]) + __shfl_xor_sync(kAllLanes, other, bit);
+    for (int i = 0; i < kHalf; ++i) {
+      const float low = values[i], high = values[i + kHalf];
+      values[i] = (upper ? high : low) + __shfl_xor_sync(kAllLanes, upper ? low : high, kBit);
     }
+  } else {
+    values[0] += __shfl_xor_sync(kAllLanes, values[0], kBit);
   }
-  for (; bit < kLanes; bit *= 2) values[0] += __shfl_xor_sync(kAllLanes, values[0], bit);
-  return values[0];
+  if constexpr (2 * kBit < kLanes) sum_over_lanes<kHalf / 2, 2 * kBit>(values, index);
 }
 
 __device__ inline void unpack(uint4 words, float (&values)[4], float) {
@@ -260,16 +257,16 @@ __device__ void multiply(const TreeSearch<Weight>& search, const Workspace& work
                          const float* hidden) {
   using Part = Columns<Weight, kAligned>;
   const auto slots = static_cast<int32_t>(work.slots);
-  const float* hidden_of[kCount];
+  int text[kCount];
 #pragma unroll
-  for (int v = 0; v < kCount; ++v) hidden_of[v] = hidden + visits[min(v, count - 1)] / slots * search.width;
+  for (int v = 0; v < kCount; ++v) text[v] = visits[min(v, count - 1)] / slots;
   float sums[kRows * kCount] = {};
   for (int64_t first = 0; first < search.width; first += Part::kSize) {
     if (!loaded) part.load(search.weights + tile.row * search.width, tile.rows, first, search.width);
     loaded = search.width <= Part::kSize;
     float of_text[kCount][Part::kValues];
 #pragma unroll
-    for (int v = 0; v < kCount; ++v) Part::of_text(hidden_of[v], first, search.width, of_text[v]);
+    for (int v = 0; v < kCount; ++v) Part::of_text(hidden + text[v] * search.width, first, search.width, of_text[v]);
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
       float of_row[Part::kValues];
@@ -277,12 +274,16 @@ __device__ void multiply(const TreeSearch<Weight>& search, const Workspace& work
 #pragma unroll
       for (int v = 0; v < kCount; ++v) {
 #pragma unroll
-        for (int i = 0; i < Part::kValues; ++i) sums[row * kCount + v] += of_row[i] * of_text[v][i];
+        for (int i = 0; i < Part::kValues; ++i) {
+          float& sum = sums[row * kCount + v];
+          sum = fmaf(of_row[i], of_text[v][i], sum);
+        }
       }
     }
   }
-  int index;
-  const float logit = sum_over_lanes(sums, index);
+  int index = 0;
+  sum_over_lanes<kRows * kCount / 2>(sums, index);
+  const float logit = sums[0];
   const int row = index / kCount, v = index % kCount;
   if (static_cast<int>(threadIdx.x) % kLanes < kRows * kCount && row < tile.rows && v < count) {
     const int32_t visit = visits[v];
@@ -293,7 +294,7 @@ __device__ void multiply(const TreeSearch<Weight>& search, const Workspace& work
 
 // Scores the candidates of all texts: a warp for each tile.
 template <class Weight, bool kAligned>
-__global__ void __launch_bounds__(kLanes* kWarps, 2)
+__global__ void __launch_bounds__(kLanes* kWarps, 4)
     score_tiles(TreeSearch<Weight> search, Workspace work, Beam beam, Level level, const float* hidden) {
   const unsigned tiles = work.num_tiles[level.number];
   for (unsigned t = blockIdx.x * kWarps + threadIdx.x / kLanes; t < tiles; t += gridDim.x * kWarps) {
@@ -417,7 +418,7 @@ int64_t tree_beam_search_workspace(int64_t texts, const TreeLevels& levels, int6
 template <class Weight>
 void tree_beam_search(const TreeSearch<Weight>& search, void* workspace, cudaStream_t stream) {
   constexpr int kThreads = kLanes * kWarps;
-  constexpr int64_t kMostBlocks = 8192;
+  constexpr int64_t kMostBlocks = 16384;
   const TreeLevels& levels = search.levels;
   Workspace work;
   lay_out(search.texts, levels, search.beam, static_cast<char*>(workspace), work);
