@@ -74,30 +74,37 @@ def hidden_of(texts: int, dtype: str) -> Tensor:
 
 
 @torch.no_grad()
-def by_torch(case: Case, whole_levels: bool = False) -> tuple[Tensor, Tensor]:
-    """Level by level: gather the children's weights, multiply, topk. With `whole_levels`, a level that has no more
-    nodes than the texts have children in it is scored by one matrix product."""
-    tree, hidden, weights = tree_of(case.leaves), hidden_of(case.texts, case.dtype), weights_of(case.leaves, case.dtype)
-    first = torch.from_numpy(tree.first_child)
-    nodes, scores = torch.zeros(case.texts, 1, dtype=torch.int64), torch.ones(case.texts, 1)
-    for depth in range(1, tree.num_levels):
+def level_by_level(
+    hidden: Tensor, weights: Tensor, first: Tensor, offsets: tuple[int, ...], beam: int, whole_levels: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Gather the children's weights, multiply, topk. With `whole_levels`, a level that has no more nodes than the texts
+    have children in it is scored by one matrix product."""
+    texts, device = len(hidden), hidden.device
+    nodes = torch.zeros(texts, 1, dtype=torch.int64, device=device)
+    scores = torch.ones(texts, 1, device=device)
+    for start, stop in pairwise(offsets[1:]):
         begin, end = first[nodes], first[nodes + 1]  # (B,beam)
-        children = begin[..., None] + torch.arange(BRANCHING)  # (B,beam,16)
+        children = begin[..., None] + torch.arange(BRANCHING, device=device)  # (B,beam,16)
         missing = (children >= end[..., None]).flatten(1)
         children = children.flatten(1).masked_fill(missing, 0)
-        level = tree.level(depth)
-        if whole_levels and len(level) <= children.numel():
-            every = hidden @ weights[level.start : level.stop].T
-            logits = every.gather(1, (children - level.start).clamp(min=0))
-        elif case.texts == 1:
+        if whole_levels and stop - start <= children.numel():
+            every = hidden @ weights[start:stop].T
+            logits = every.gather(1, (children - start).clamp(min=0))
+        elif texts == 1:
             logits = (weights[children[0]] @ hidden[0])[None]
         else:
             logits = torch.bmm(weights[children], hidden[..., None])[..., 0]  # (B,beam*16)
         probability = torch.sigmoid(logits.float()) * scores.repeat_interleave(BRANCHING, dim=1)
-        keep = BEST if depth == tree.num_levels - 1 else case.beam
-        scores, places = probability.masked_fill(missing, -1.0).topk(min(keep, len(level), children.shape[1]))
+        keep = BEST if stop == offsets[-1] else beam
+        scores, places = probability.masked_fill(missing, -1.0).topk(min(keep, stop - start, children.shape[1]))
         nodes = children.gather(1, places)
-    return scores, nodes - tree.level(-1).start
+    return scores, nodes - offsets[-2]
+
+
+def by_torch(case: Case, whole_levels: bool = False) -> tuple[Tensor, Tensor]:
+    tree, hidden, weights = tree_of(case.leaves), hidden_of(case.texts, case.dtype), weights_of(case.leaves, case.dtype)
+    first, offsets = torch.from_numpy(tree.first_child), tuple(tree.level_offsets.tolist())
+    return level_by_level(hidden, weights, first, offsets, case.beam, whole_levels)
 
 
 @lru_cache(maxsize=1)

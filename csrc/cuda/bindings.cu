@@ -2,8 +2,11 @@
 // it; the callers in xmplug/ops check shapes and types, keep the arrays alive, make their device the current one and
 // give its stream last.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <stdexcept>
+#include <vector>
 
 #include "kernels.h"
 
@@ -68,6 +71,56 @@ void sparse_adam_step(uintptr_t weight, int64_t num_rows, int64_t width, uintptr
                                  keep_sq, eps, stream_of(stream));
 }
 
+template <class Real>
+void beam_step(uintptr_t logits, uintptr_t nodes, uintptr_t parents, int64_t rows, int64_t width, int64_t k,
+               uintptr_t scores, uintptr_t best, uintptr_t columns, uintptr_t workspace, uintptr_t stream) {
+  xmplug::cuda::beam_step(at<const Real>(logits), at<const int64_t>(nodes), at<const Real>(parents), rows, width, k,
+                          at<Real>(scores), at<int64_t>(best), at<int64_t>(columns), at<void>(workspace),
+                          reinterpret_cast<cudaStream_t>(stream));
+}
+
+xmplug::cuda::TreeLevels levels_of(const std::vector<int64_t>& offsets, const std::vector<int64_t>& most_children) {
+  if (offsets.size() < 3 || most_children.size() != offsets.size() - 2) {
+    throw std::invalid_argument("a tree needs the largest number of children for each of its levels but the last");
+  }
+  return {offsets.data(), most_children.data(), static_cast<int64_t>(offsets.size()) - 1};
+}
+
+int64_t tree_beam_search_workspace(int64_t texts, const std::vector<int64_t>& level_offsets,
+                                   const std::vector<int64_t>& most_children, int64_t beam) {
+  return xmplug::cuda::tree_beam_search_workspace(texts, levels_of(level_offsets, most_children), beam);
+}
+
+template <class Weight>
+void tree_beam_search(uintptr_t hidden, uintptr_t weights, int64_t texts, int64_t width, uintptr_t first_child,
+                      uintptr_t labels, const std::vector<int64_t>& level_offsets,
+                      const std::vector<int64_t>& most_children, int64_t beam, int64_t k, uintptr_t scores,
+                      uintptr_t leaves, uintptr_t best_labels, uintptr_t workspace, uintptr_t stream) {
+  const xmplug::cuda::TreeSearch<Weight> search{at<const float>(hidden),
+                                                at<const Weight>(weights),
+                                                texts,
+                                                width,
+                                                at<const int64_t>(first_child),
+                                                at<const int64_t>(labels),
+                                                levels_of(level_offsets, most_children),
+                                                beam,
+                                                k,
+                                                at<float>(scores),
+                                                at<int64_t>(leaves),
+                                                at<int64_t>(best_labels)};
+  xmplug::cuda::tree_beam_search(search, at<void>(workspace), reinterpret_cast<cudaStream_t>(stream));
+}
+
+template <class Top, class Label>
+void ranking_sums(uintptr_t top, int64_t rows, int64_t width, uintptr_t indptr, uintptr_t indices, int64_t num_indices,
+                  int64_t num_labels, uintptr_t inverse_propensity, uintptr_t tables, int64_t num_cutoffs,
+                  int64_t depth, uintptr_t partial, int64_t blocks, uintptr_t sums, uintptr_t stream) {
+  xmplug::cuda::ranking_sums(at<const Top>(top), rows, width, at<const int64_t>(indptr), at<const Label>(indices),
+                             num_indices, num_labels, at<const double>(inverse_propensity), at<const double>(tables),
+                             num_cutoffs, depth, at<double>(partial), blocks, at<double>(sums),
+                             reinterpret_cast<cudaStream_t>(stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(XMPLUG_MODULE, module) {
@@ -85,4 +138,16 @@ PYBIND11_MODULE(XMPLUG_MODULE, module) {
   module.def("label_attention_backward", &label_attention_backward, without_gil);
   module.def("sparse_adam_step_float", &sparse_adam_step<float>, without_gil);
   module.def("sparse_adam_step_bfloat16", &sparse_adam_step<xmplug::cuda::BFloat16>, without_gil);
+  module.def("beam_step_workspace_float", &xmplug::cuda::beam_step_workspace<float>);
+  module.def("beam_step_workspace_double", &xmplug::cuda::beam_step_workspace<double>);
+  module.def("beam_step_float", &beam_step<float>, without_gil);
+  module.def("beam_step_double", &beam_step<double>, without_gil);
+  module.def("tree_beam_search_workspace", &tree_beam_search_workspace);
+  module.def("tree_beam_search_float", &tree_beam_search<float>, without_gil);
+  module.def("tree_beam_search_bfloat16", &tree_beam_search<xmplug::cuda::BFloat16>, without_gil);
+  module.def("tree_beam_search_half", &tree_beam_search<xmplug::cuda::Half>, without_gil);
+  module.def("ranking_sums_int32_int32", &ranking_sums<int32_t, int32_t>, without_gil);
+  module.def("ranking_sums_int32_int64", &ranking_sums<int32_t, int64_t>, without_gil);
+  module.def("ranking_sums_int64_int32", &ranking_sums<int64_t, int32_t>, without_gil);
+  module.def("ranking_sums_int64_int64", &ranking_sums<int64_t, int64_t>, without_gil);
 }

@@ -59,4 +59,48 @@ void sparse_adam_step(Weight* weight, int64_t num_rows, int64_t width, const int
                       const float* grad, float* exp_avg, float* exp_avg_sq, float step_size, float keep_avg,
                       float keep_sq, float eps, cudaStream_t stream);
 
+// See xmplug::beam_step in csrc/cpu/kernels.h. Equal scores of a node that is in a row more than once: the first column
+// of them. `width` must be below 2^31. The workspace is as large as the first function says, and null where that is 0.
+template <class Real>
+int64_t beam_step_workspace(int64_t rows, int64_t width);
+template <class Real>
+void beam_step(const Real* logits, const int64_t* nodes, const Real* parents, int64_t rows, int64_t width, int64_t k,
+               Real* scores, int64_t* best, int64_t* columns, void* workspace, cudaStream_t stream);
+
+// See xmplug::TreeSearch in csrc/cpu/kernels.h; weights are float32, bfloat16 or float16. Of a tree, the host knows
+// where its levels begin, and the largest number of children of a node on each level but the last; nodes below
+// 2^31. A node that has more children than that, or children out of range, stops with a CUDA error.
+struct TreeLevels {
+  const int64_t* offsets;  // (num_levels + 1)
+  const int64_t* most_children;
+  int64_t num_levels;
+};
+template <class Weight>
+struct TreeSearch {
+  const float* hidden;
+  const Weight* weights;
+  int64_t texts, width;
+  const int64_t* first_child;
+  const int64_t* labels;
+  TreeLevels levels;
+  int64_t beam, k;
+  float* scores;         // (texts, k)
+  int64_t* leaves;       // (texts, k): nodes
+  int64_t* best_labels;  // (texts, k)
+};
+int64_t tree_beam_search_workspace(int64_t texts, const TreeLevels& levels, int64_t beam);
+template <class Weight>
+void tree_beam_search(const TreeSearch<Weight>& search, void* workspace, cudaStream_t stream);
+
+// See xmplug::ranking_sums in csrc/cpu/kernels.h. `tables`: the cutoffs (num_cutoffs, ascending), the discounts of
+// ranks 0 to depth - 1, depth being the last cutoff, and one over the sum of the first 0 to depth of them. Into sums
+// (num_cutoffs * 8 + 2), with behind them the number of documents with true labels, and of faults in indptr and
+// indices: where there are any, the sums mean nothing. `partial` (blocks, num_cutoffs * 8 + 2) is a workspace; the sums
+// are made in an order that depends on `blocks` alone, of which there are from 1 to 65536.
+template <class Top, class Label>
+void ranking_sums(const Top* top, int64_t rows, int64_t width, const int64_t* indptr, const Label* indices,
+                  int64_t num_indices, int64_t num_labels, const double* inverse_propensity, const double* tables,
+                  int64_t num_cutoffs, int64_t depth, double* partial, int64_t blocks, double* sums,
+                  cudaStream_t stream);
+
 }  // namespace xmplug::cuda

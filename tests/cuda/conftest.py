@@ -28,9 +28,10 @@ def cuda_on_host() -> ModuleType:
         pytest.skip("no C++ compiler")
     folder = ROOT / "build" / "cuda_on_host"
     folder.mkdir(parents=True, exist_ok=True)
-    includes = [pybind11.get_include(), sysconfig.get_path("include"), str(Path(__file__).parent)]
+    includes = [pybind11.get_include(), sysconfig.get_path("include")]
     lines = [
-        f"flags = {FLAGS} -DXMPLUG_MODULE=cuda_on_host " + " ".join(f"-isystem {path}" for path in includes),
+        f"flags = {FLAGS} -DXMPLUG_MODULE=cuda_on_host -I {Path(__file__).parent} "
+        + " ".join(f"-isystem {path}" for path in includes),
         "rule compile",
         f"  command = {compiler} -MMD -MF $out.d $flags -x c++ -c $in -o $out",
         "  depfile = $out.d",

@@ -75,7 +75,9 @@ class Block {
   Block(dim3 threads, size_t shared_bytes) : threads_(threads), shared_(shared_bytes + 128) {
     const size_t count = size_t{threads.x} * threads.y * threads.z;
     fibers_.resize(count);
-    for (size_t i = 0; i < count; ++i) fibers_[i].stack = std::make_unique<char[]>(kStack);
+    static std::vector<std::unique_ptr<char[]>> stacks;  // for all blocks: to map them again and again takes long
+    while (stacks.size() < count) stacks.emplace_back(new char[kStack]);
+    for (size_t i = 0; i < count; ++i) fibers_[i].stack = stacks[i].get();
     warps_.resize((count + kWarp - 1) / kWarp);
   }
 
@@ -97,6 +99,7 @@ class Block {
     for (Warp& warp : warps_) warp = Warp{};
     error_ = nullptr;
     barrier_count_ = 0;
+    votes_[barriers_ % 2] = 0;
     size_t done = 0;
     while (done < fibers_.size()) {
       bool moved = false;
@@ -115,15 +118,19 @@ class Block {
     }
   }
 
-  void barrier() {
+  // Returns how many threads came with `vote`.
+  int barrier(bool vote = false) {
     Fiber& self = fibers_[current_];
-    self.ticket = barriers_;
+    const uint64_t now = self.ticket = barriers_;
+    votes_[now % 2] += vote;
     if (++barrier_count_ == fibers_.size()) {
       barrier_count_ = 0;
       ++barriers_;
+      votes_[barriers_ % 2] = 0;  // all have read those of the barrier before
     } else {
       wait(State::kBarrier);
     }
+    return votes_[now % 2];
   }
 
   // All lanes of a warp leave `bytes` bytes and meet; then each reads what it wants of the others', and they meet
@@ -185,7 +192,7 @@ class Block {
     uint64_t group;
   };
   struct Fiber {
-    std::unique_ptr<char[]> stack;
+    char* stack = nullptr;
     State state = State::kNew;
     uint64_t ticket = 0, groups = 0;
     std::vector<Copy> copies;
@@ -209,7 +216,7 @@ class Block {
       fiber.state = State::kReady;
       ucontext_t start;
       getcontext(&start);
-      start.uc_stack.ss_sp = fiber.stack.get();
+      start.uc_stack.ss_sp = fiber.stack;
       start.uc_stack.ss_size = kStack;
       start.uc_link = nullptr;
       makecontext(&start, &Block::enter, 0);
@@ -245,6 +252,7 @@ class Block {
   unsigned current_ = 0;
   size_t barrier_count_ = 0;
   uint64_t barriers_ = 0;
+  int votes_[2] = {};
 };
 
 constexpr size_t kSharedBytes = 227 * 1024;  // the most that a block of a Hopper GPU can have
@@ -325,6 +333,7 @@ void multiply_fragments(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, ui
 }  // namespace cuda_on_host
 
 inline void __syncthreads() { cuda_on_host::Block::current_block->barrier(); }
+inline int __syncthreads_or(int predicate) { return cuda_on_host::Block::current_block->barrier(predicate != 0) != 0; }
 inline void __syncwarp(unsigned mask = 0xffffffffU) {
   cuda_on_host::whole_warp(mask);
   cuda_on_host::Block::current_block->meet();
@@ -407,6 +416,16 @@ inline float __uint_as_float(unsigned bits) {
   std::memcpy(&value, &bits, 4);
   return value;
 }
+inline long long __double_as_longlong(double value) {
+  long long bits;
+  std::memcpy(&bits, &value, 8);
+  return bits;
+}
+inline double __longlong_as_double(long long bits) {
+  double value;
+  std::memcpy(&value, &bits, 8);
+  return value;
+}
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float a, float b) { return a / b; }
@@ -418,5 +437,6 @@ inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
 using std::max;
 using std::min;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from xmplug.ops.operators import operator
 from xmplug.ops.tree import LabelTree
 
 NATIVE_SEARCH = (torch.float32, torch.bfloat16)
+GPU_SEARCH = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "half"}
 NATIVE_PLACES = 2**31  # of the candidates of a text there must be fewer
 
 
@@ -26,8 +28,8 @@ def beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> t
     probability 0, so that scores are never NaN. Places without a node get score 0 and node -1.
 
     Scores have the type that sigmoid(logits) * parent_scores has, and are computed in it, or in float32 if it
-    is narrower. Gradients reach logits and parent scores. Raises KernelError for shapes that do not fit
-    together.
+    is narrower. Gradients reach logits and parent scores. Raises KernelError for shapes and
+    devices that do not fit together.
     """
     if not (logits.ndim == 2 and logits.shape == nodes.shape == parent_scores.shape):
         raise KernelError(
@@ -36,6 +38,11 @@ def beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> t
         )
     if k < 1 or nodes.dtype != torch.int64:
         raise KernelError(f"beam_step needs k of at least 1 and int64 nodes; got {k} and {nodes.dtype}")
+    if not logits.device == nodes.device == parent_scores.device:
+        raise KernelError(
+            f"beam_step needs logits, nodes and parent_scores on one device; got {logits.device}, {nodes.device} and "
+            f"{parent_scores.device}"
+        )
     dtype = torch.promote_types(logits.dtype, parent_scores.dtype)
     wide = torch.promote_types(dtype, torch.float32)
     scores, best, _ = _beam_step(logits.to(wide), nodes, parent_scores.to(wide), k)
@@ -44,24 +51,22 @@ def beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> t
 
 @operator("beam_step(Tensor logits, Tensor nodes, Tensor parent_scores, int k) -> (Tensor, Tensor, Tensor)")
 def _beam_step(logits: Tensor, nodes: Tensor, parent_scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    module = native.cpu()
-    if module is None or logits.device.type != "cpu" or logits.shape[1] >= NATIVE_PLACES:
+    module = native.cpu() if logits.device.type == "cpu" else None
+    gpu = native.gpu(logits)
+    if (module is None and gpu is None) or logits.shape[1] >= NATIVE_PLACES:
         return reference.beam_step(logits, nodes, parent_scores, k)
     logits, nodes, parent_scores = logits.contiguous(), nodes.contiguous(), parent_scores.contiguous()
     scores, best, columns = _empty_beam(logits, nodes, k)
-    step = module.beam_step_float if logits.dtype == torch.float32 else module.beam_step_double
-    step(
-        logits.data_ptr(),
-        nodes.data_ptr(),
-        parent_scores.data_ptr(),
-        *logits.shape,
-        k,
-        scores.data_ptr(),
-        best.data_ptr(),
-        columns.data_ptr(),
-        native.instruction_set(),
-        native.threads(),
-    )
+    real = "float" if logits.dtype == torch.float32 else "double"
+    inputs = (logits.data_ptr(), nodes.data_ptr(), parent_scores.data_ptr(), *logits.shape, k)
+    outputs = (scores.data_ptr(), best.data_ptr(), columns.data_ptr())
+    if gpu is not None:
+        size = getattr(gpu.module, f"beam_step_workspace_{real}")(*logits.shape)
+        workspace = logits.new_empty(size, dtype=torch.uint8)
+        gpu(f"beam_step_{real}", *inputs, *outputs, workspace.data_ptr())
+    else:
+        step = getattr(module, f"beam_step_{real}")
+        step(*inputs, *outputs, native.instruction_set(), native.threads())
     return scores, best, columns
 
 
@@ -113,20 +118,43 @@ def tree_beam_search(hidden: Tensor, weights: Tensor, tree: LabelTree, beam: int
         )
     if beam < 1 or k < 1:
         raise KernelError(f"tree_beam_search needs beam and k of at least 1; got {beam} and {k}")
-    first_child, level_offsets, labels = (
-        torch.from_numpy(array).to(hidden.device) for array in (tree.first_child, tree.level_offsets, tree.labels)
+    first_child, labels = _arrays_on(tree, hidden.device)
+    level_offsets = torch.from_numpy(tree.level_offsets)
+    scores, _, best = _tree_beam_search(
+        hidden, weights, first_child, level_offsets, labels, beam, k, list(tree.most_children)
     )
-    scores, _, best = _tree_beam_search(hidden, weights, first_child, level_offsets, labels, beam, k)
     return scores, best
+
+
+def _arrays_on(tree: LabelTree, device: torch.device) -> tuple[Tensor, Tensor]:
+    """first_child and labels; on a GPU they are kept, since to move them is to wait for it."""
+    if device.type == "cpu":
+        return torch.from_numpy(tree.first_child), torch.from_numpy(tree.labels)
+    if str(device) not in tree.kept:
+        with torch.inference_mode(False):  # so that a backward pass can use them too
+            arrays = (torch.from_numpy(tree.first_child), torch.from_numpy(tree.labels))
+            tree.kept[str(device)] = tuple(array.to(device) for array in arrays)
+    return tree.kept[str(device)]
 
 
 @operator(
     "tree_beam_search(Tensor hidden, Tensor weights, Tensor first_child, Tensor level_offsets, Tensor "
-    "labels, int beam, int k) -> (Tensor, Tensor, Tensor)"
+    "labels, int beam, int k, int[] most_children=[]) -> (Tensor, Tensor, Tensor)"
 )
 def _tree_beam_search(
-    hidden: Tensor, weights: Tensor, first_child: Tensor, level_offsets: Tensor, labels: Tensor, beam: int, k: int
+    hidden: Tensor,
+    weights: Tensor,
+    first_child: Tensor,
+    level_offsets: Tensor,
+    labels: Tensor,
+    beam: int,
+    k: int,
+    most_children: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """level_offsets is on the CPU. Without most_children, a GPU runs the reference."""
+    gpu = native.gpu(hidden) if most_children and hidden.device == weights.device else None
+    if gpu is not None and {hidden.dtype, weights.dtype} <= GPU_SEARCH.keys() and len(weights) < NATIVE_PLACES:
+        return _search_on_gpu(gpu, hidden, weights, first_child, level_offsets, labels, beam, k, most_children)
     module = native.cpu()
     on_cpu = hidden.device.type == weights.device.type == "cpu"
     known = hidden.dtype in NATIVE_SEARCH and weights.dtype in NATIVE_SEARCH and len(weights) < NATIVE_PLACES
@@ -155,6 +183,40 @@ def _tree_beam_search(
     return scores, leaves, best
 
 
+def _search_on_gpu(
+    gpu: native.Gpu,
+    hidden: Tensor,
+    weights: Tensor,
+    first_child: Tensor,
+    level_offsets: Tensor,
+    labels: Tensor,
+    beam: int,
+    k: int,
+    most_children: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, weights = hidden.float().contiguous(), weights.contiguous()
+    scores, leaves, best = _empty_answer(hidden, weights, labels, k)
+    levels = (level_offsets.tolist(), list(most_children))
+    size = gpu.module.tree_beam_search_workspace(len(hidden), *levels, beam)
+    workspace = hidden.new_empty(size, dtype=torch.uint8)
+    gpu(
+        f"tree_beam_search_{GPU_SEARCH[weights.dtype]}",
+        hidden.data_ptr(),
+        weights.data_ptr(),
+        *hidden.shape,
+        first_child.data_ptr(),
+        labels.data_ptr(),
+        *levels,
+        beam,
+        k,
+        scores.data_ptr(),
+        leaves.data_ptr(),
+        best.data_ptr(),
+        workspace.data_ptr(),
+    )
+    return scores, leaves, best
+
+
 def _wide(hidden: Tensor, weights: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(hidden.dtype, weights.dtype), torch.float32)
 
@@ -166,7 +228,14 @@ def _empty_answer(hidden: Tensor, weights: Tensor, labels: Tensor, k: int) -> tu
 
 @_tree_beam_search.register_fake
 def _(
-    hidden: Tensor, weights: Tensor, first_child: Tensor, level_offsets: Tensor, labels: Tensor, beam: int, k: int
+    hidden: Tensor,
+    weights: Tensor,
+    first_child: Tensor,
+    level_offsets: Tensor,
+    labels: Tensor,
+    beam: int,
+    k: int,
+    most_children: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_answer(hidden, weights, labels, k)
 
@@ -194,7 +263,7 @@ def _search_backward(ctx: Any, grad_scores: Tensor, *_: Any) -> tuple[Tensor | N
         grad_rows = grad_logits[..., None] * wide[:, None]
         grad_weights.index_add_(0, nodes.flatten(), grad_rows.flatten(0, 1).to(weights.dtype))
         nodes = torch.searchsorted(first_child, nodes, right=True) - 1
-    return grad_hidden.to(hidden.dtype), grad_weights, None, None, None, None, None
+    return grad_hidden.to(hidden.dtype), grad_weights, None, None, None, None, None, None
 
 
 _tree_beam_search.register_autograd(_search_backward, setup_context=_save_search)

@@ -26,7 +26,7 @@ OPERATIONS = (
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")  # in the order of csrc/cpu/instruction_sets.h
 
 
-GPU_OPERATIONS = ("label_attention", "sparse_adam_step")
+GPU_OPERATIONS = ("label_attention", "beam_step", "tree_beam_search", "ranking_metrics", "sparse_adam_step")
 OLDEST_GPU = (7, 5)  # compute capability
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -13,6 +14,7 @@ from scipy import sparse
 from xmplug.errors import KernelError
 from xmplug.ops import native, reference
 
+ARRAYS = ("level_offsets", "first_child", "labels")  # of a label tree
 ROUNDS = 20  # of assignment in one split, at most; most splits are stable before
 
 
@@ -26,22 +28,27 @@ class LabelTree:
     level_offsets (num_levels + 1,) int64: level d holds nodes level_offsets[d] to level_offsets[d + 1]
     first_child (inner nodes + 1,) int64: node n has the children first_child[n] to first_child[n + 1]
     labels (num_labels,) int64: the label of each leaf, in leaf order
+
+    most_children: the largest number of children that a node has, of each level but the last
+    kept: what operations keep of the tree, for example on a GPU
     """
 
     level_offsets: np.ndarray
     first_child: np.ndarray
     labels: np.ndarray
+    most_children: tuple[int, ...] = field(init=False, repr=False)
+    kept: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            array = np.asarray(getattr(self, field.name))
+        for name in ARRAYS:
+            array = np.asarray(getattr(self, name))
             if array.ndim != 1 or array.dtype.kind not in "iu":
-                raise KernelError(
-                    f"a label tree's {field.name} must be a row of integers; got {array.dtype} {array.shape}"
-                )
+                raise KernelError(f"a label tree's {name} must be a row of integers; got {array.dtype} {array.shape}")
             array = np.ascontiguousarray(array, dtype=np.int64)
-            object.__setattr__(self, field.name, array)
+            object.__setattr__(self, name, array)
         self._validate()
+        counts = np.maximum.reduceat(np.diff(self.first_child), self.level_offsets[:-2])
+        object.__setattr__(self, "most_children", tuple(counts.tolist()))
 
     def _validate(self) -> None:
         offsets, first, labels = self.level_offsets, self.first_child, self.labels
@@ -90,15 +97,15 @@ class LabelTree:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The three arrays by name, for saving."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in ARRAYS}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> LabelTree:
         """The tree of `to_arrays`; KernelError where the arrays do not make one."""
-        missing = [field.name for field in fields(cls) if field.name not in arrays]
+        missing = [name for name in ARRAYS if name not in arrays]
         if missing:
             raise KernelError(f"a label tree needs the array {missing[0]!r}; there are: {', '.join(sorted(arrays))}")
-        return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+        return cls(**{name: arrays[name] for name in ARRAYS})
 
 
 def build_label_tree(features: sparse.csr_matrix, branching: int, max_leaf: int, seed: int) -> LabelTree:
