@@ -89,7 +89,7 @@ def linear_bce_step(
     seed, step (the number of this step) and the place in weight alone (Philox, Salmon et al., SC 2011): they are the
     same on each device, and for each chunk.
 
-    Other arguments, and errors, are those of `linear_bce`.
+    Other arguments, and errors, are those of `linear_bce`; autocast changes nothing.
     """
     _check("linear_bce_step", hidden, weight, indptr, indices, bias)
     fits = hidden.dtype in _CPU_DTYPES and weight.dtype in _CPU_DTYPES
@@ -128,11 +128,16 @@ def _check(name: str, hidden: Tensor, weight: Tensor, indptr: Tensor, indices: T
 
 
 def _chunk(asked: int | None, weight: Tensor, columns: int, dtype: torch.dtype) -> int:
-    """Labels at a time: so many that `columns` numbers for each fit the buffer, but no more than there are."""
+    """Labels at a time: so many that `columns` numbers for each fit the buffer."""
     if asked is not None and (asked < _BLOCK or asked % _BLOCK):
         raise KernelError(f"linear_bce needs a chunk that is a multiple of {_BLOCK}; got {asked}")
     blocks = asked // _BLOCK if asked else max(1, _BUFFER // (max(1, columns) * dtype.itemsize * _BLOCK))
-    return min(blocks, max(1, -(-weight.shape[0] // _BLOCK))) * _BLOCK
+    chunks = max(1, _parts(weight.shape[0], blocks * _BLOCK))
+    return max(1, _parts(weight.shape[0], chunks * _BLOCK)) * _BLOCK  # all about the same
+
+
+def _parts(whole: int, part: int) -> int:
+    return (whole + part - 1) // part
 
 
 @operator(
@@ -156,8 +161,8 @@ def _linear_bce(
             layer.add_to_hidden(errors, rows)
         if wanted[1] and rows.dtype == weight.dtype:
             torch.addmm(grad_weight[labels], errors.t(), hidden, beta=0, alpha=layer.scale, out=grad_weight[labels])
-        elif wanted[1]:  # rows is a copy, and done with
-            grad_weight[labels].copy_(torch.mm(errors.t(), hidden, out=rows)).mul_(layer.scale)
+        elif wanted[1]:
+            grad_weight[labels].copy_(torch.mm(errors.t(), hidden, out=layer.scratch(rows))).mul_(layer.scale)
         if wanted[2]:
             grad_bias[labels] = errors.sum(0, dtype=layer.wide) * layer.scale
     if wanted[0]:
@@ -190,11 +195,14 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.wanted = inputs[-1]
+    ctx.set_materialize_grads(False)  # no zeros for what is not differentiated: one is as large as weight
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:])
 
 
-def _backward(ctx: Any, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
     # Most often the loss is what is differentiated: no second gradient of weight then. On a GPU, to look would be to
     # wait, and what traces looks at subclasses.
     one = type(grad) is Tensor and grad.device.type == "cpu" and grad.item() == 1
@@ -230,7 +238,8 @@ def _linear_bce_step(
         if weight.dtype == hidden.dtype == torch.float32:
             rows.addmm_(errors.t(), hidden, alpha=-rate)  # rows is weight itself
         else:
-            change = torch.addmm(rows, errors.t(), hidden, beta=0, alpha=-rate)
+            change = layer.scratch(rows)
+            torch.addmm(change, errors.t(), hidden, beta=0, alpha=-rate, out=change)
             if weight.dtype == torch.float32:
                 weight[labels] += change
             else:
@@ -266,17 +275,27 @@ class _Layer:
         self.bias = None if bias is None else bias.to(self.wide).contiguous()
         self.indptr, self.indices = indptr.contiguous(), indices.contiguous()
         self.scale = 1 / max(1, len(hidden))
-        self.sums = hidden.new_zeros((len(hidden), -(-chunk // _TILE)), dtype=torch.float64)
+        self.sums = hidden.new_zeros((len(hidden), _parts(chunk, _TILE)), dtype=torch.float64)
         self.into_hidden = hidden.new_zeros(hidden.shape, dtype=self.wide)
+        self._scratch: Tensor | None = None
 
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Labels, their rows of weight (C,D) in the type of hidden, and sigmoid(z) - y (B,C)."""
         logits = self.hidden.new_empty(len(self.hidden), self.chunk)
         for first in range(0, len(self.weight), self.chunk):
-            rows = self.weight[first : first + self.chunk].to(self.hidden.dtype)
+            rows = self.weight[first : first + self.chunk]
+            if rows.dtype != self.hidden.dtype:
+                rows = self.scratch(rows).copy_(rows)
             errors = torch.mm(self.hidden, rows.t(), out=logits[:, : len(rows)])
             _bce_chunk(errors, self.bias, self.indptr, self.indices, first, len(self.weight), self.sums)
             yield slice(first, first + len(rows)), rows, errors
+
+    def scratch(self, rows: Tensor) -> Tensor:
+        """The memory (C,D), in the type of hidden, for a copy of rows and, when that is done with, for what comes
+        then."""
+        if self._scratch is None:
+            self._scratch = self.hidden.new_empty(self.chunk, rows.shape[1])
+        return self._scratch[: len(rows)]
 
     def add_to_hidden(self, errors: Tensor, rows: Tensor) -> None:
         if rows.dtype == self.wide:
