@@ -45,33 +45,23 @@ def dense_loss(hidden: Tensor, weight: Tensor, indptr: Tensor, indices: Tensor) 
 
 
 class Gradients:
-    """The loss, and the gradients of hidden and weight."""
+    """The loss, and the gradients of hidden and weight; with `step`, one of gradient descent on weight."""
 
-    def __init__(self, layer: Layer, loss: Loss):
+    def __init__(self, layer: Layer, loss: Loss, step: bool):
         hidden, weight, *self.true = inputs(layer)
-        self.hidden, self.weight = hidden.clone().requires_grad_(), weight.detach().requires_grad_()
+        self.hidden = hidden.clone().requires_grad_()
+        self.weight = (weight.clone() if step else weight.detach()).requires_grad_()
         self.loss = loss
+        self.optimizer = torch.optim.SGD([self.weight], lr=RATE) if step else None
 
     def __call__(self) -> tuple[Tensor, Tensor]:
-        self.hidden.grad = self.weight.grad = None
         loss = self.loss(self.hidden, self.weight, *self.true)
         loss.backward()
-        assert self.hidden.grad is not None
-        return loss.detach(), self.hidden.grad
-
-
-class Descent(Gradients):
-    """The same, and a step of gradient descent on weight."""
-
-    def __init__(self, layer: Layer, loss: Loss):
-        super().__init__(layer, loss)
-        self.weight = self.weight.detach().clone().requires_grad_()
-        self.optimizer = torch.optim.SGD([self.weight], lr=RATE)
-
-    def __call__(self) -> tuple[Tensor, Tensor]:
-        result = super().__call__()
-        self.optimizer.step()
-        return result
+        if self.optimizer is not None:
+            self.optimizer.step()
+        gradient, self.hidden.grad, self.weight.grad = self.hidden.grad, None, None
+        assert gradient is not None
+        return loss.detach(), gradient
 
 
 class Step:
@@ -94,10 +84,9 @@ LOSSES: dict[str, Callable[[], Loss]] = {
 
 
 def call_of(layer: Layer, step: bool, peer: str) -> Callable[[], tuple[Tensor, Tensor]]:
-    loss = LOSSES.get(peer, LOSSES["linear_bce"])()
-    if not step:
-        return Gradients(layer, loss)
-    return Descent(layer, loss) if peer in LOSSES else Step(layer)
+    if step and peer not in LOSSES:
+        return Step(layer)
+    return Gradients(layer, LOSSES.get(peer, LOSSES["linear_bce"])(), step)
 
 
 def prepare(case: str, peer: str) -> Callable[[], object]:
