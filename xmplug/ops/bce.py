@@ -153,7 +153,7 @@ def _linear_bce(
     chunk: int,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss, and the gradients of hidden, weight and bias, empty where they are not wanted."""
+    """The loss, and the gradients of hidden (float32 or wider), weight and bias, empty where they are not wanted."""
     layer = _Layer(hidden, weight, bias, indptr, indices, chunk)
     _, grad_hidden, grad_weight, grad_bias = _results(hidden, weight, bias, wanted)
     for labels, rows, errors in layer.chunks():
@@ -173,11 +173,13 @@ def _linear_bce(
 def _results(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gradients = (
-        tensor.new_empty(tensor.shape) if tensor is not None and want else hidden.new_empty(0)
-        for tensor, want in zip((hidden, weight, bias), wanted, strict=True)
+    wide = _wide(hidden)
+    return (
+        hidden.new_empty((), dtype=wide),
+        hidden.new_empty(hidden.shape if wanted[0] else 0, dtype=wide),
+        weight.new_empty(weight.shape if wanted[1] else 0),
+        hidden.new_empty(0) if bias is None or not wanted[2] else bias.new_empty(bias.shape),
     )
-    return hidden.new_empty((), dtype=_wide(hidden)), *gradients  # type: ignore[return-value]
 
 
 @_linear_bce.register_fake
@@ -194,7 +196,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.wanted = inputs[-1]
+    ctx.wanted, ctx.type_of_hidden = inputs[-1], inputs[0].dtype
     ctx.set_materialize_grads(False)  # no zeros for what is not differentiated: one is as large as weight
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:])
@@ -206,11 +208,12 @@ def _backward(ctx: Any, grad: Tensor | None, *_: object) -> tuple[Tensor | None,
     # Most often the loss is what is differentiated: no second gradient of weight then. On a GPU, to look would be to
     # wait, and what traces looks at subclasses.
     one = type(grad) is Tensor and grad.device.type == "cpu" and grad.item() == 1
-    scaled = (
+    hidden, weight, bias = (
         (saved if one else saved * grad.to(saved.dtype)) if want else None
         for saved, want in zip(ctx.saved_tensors, ctx.wanted, strict=True)
     )
-    return *scaled, None, None, None, None
+    # Scaled before it is rounded: for float16, the scale is what keeps it from rounding to 0.
+    return None if hidden is None else hidden.to(ctx.type_of_hidden), weight, bias, None, None, None, None
 
 
 _linear_bce.register_autograd(_backward, setup_context=_setup_context)
