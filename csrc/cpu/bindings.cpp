@@ -96,6 +96,21 @@ bool sparse_adam_step(uintptr_t weight, int64_t num_rows, int64_t width, uintptr
                                   static_cast<float>(keep_sq), static_cast<float>(eps), threads);
 }
 
+template <class T>
+void linear_bce_chunk(uintptr_t logits, int64_t stride, int64_t rows, int64_t width, uintptr_t bias, uintptr_t indptr,
+                      uintptr_t indices, int64_t first, uintptr_t sums, int64_t num_sums, int set, int threads) {
+  xmplug::linear_bce_chunk(at<T>(logits), stride, rows, width, at<const float>(bias), at<const int64_t>(indptr),
+                           at<const int64_t>(indices), first, at<double>(sums), num_sums,
+                           static_cast<xmplug::InstructionSet>(set), threads);
+}
+
+template <class Change>
+void add_rounded(uintptr_t weight, uintptr_t change, int64_t size, int64_t position, uint64_t seed, uint64_t step,
+                 int set, int threads) {
+  xmplug::add_rounded(at<xmplug::BFloat16>(weight), at<const Change>(change), size, position, seed, step,
+                      static_cast<xmplug::InstructionSet>(set), threads);
+}
+
 xmplug::LinearWeights train_linear(uintptr_t indptr, uintptr_t indices, uintptr_t values, int64_t num_texts,
                                    int64_t num_features, double bias, uintptr_t groups, int64_t num_groups,
                                    uintptr_t text_indptr, uintptr_t texts, uintptr_t true_indptr, uintptr_t true_texts,
@@ -180,4 +195,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("linear_scores", &linear_scores, without_gil);
   module.def("sparse_adam_step_float", &sparse_adam_step<float>, without_gil);
   module.def("sparse_adam_step_bfloat16", &sparse_adam_step<xmplug::BFloat16>, without_gil);
+  module.def("linear_bce_chunk_float", &linear_bce_chunk<float>, without_gil);
+  module.def("linear_bce_chunk_bfloat16", &linear_bce_chunk<xmplug::BFloat16>, without_gil);
+  module.def("add_rounded_float", &add_rounded<float>, without_gil);
+  module.def("add_rounded_bfloat16", &add_rounded<xmplug::BFloat16>, without_gil);
 }

@@ -80,4 +80,21 @@ bool sparse_adam_step(Weight* weight, int64_t num_rows, int64_t width, const int
                       const float* grad, float* exp_avg, float* exp_avg_sq, float step_size, float keep_avg,
                       float keep_sq, float eps, int threads);
 
+// One chunk of a full output layer: z = logits[row][i] + bias[i] of `rows` texts and the `width` labels from `first`
+// on, rows `stride` apart, a multiple of 16 that is not below width (what lies between is overwritten). In the place of
+// z comes sigmoid(z) - y, where y is 1 for the labels of the text in the CSR matrix indptr, indices (in any order),
+// else 0. The loss softplus(z) - y z is added to `sums` (rows, num_sums), with one sum for each 2048 labels. bias may
+// be null.
+template <class T>
+void linear_bce_chunk(T* logits, int64_t stride, int64_t rows, int64_t width, const float* bias, const int64_t* indptr,
+                      const int64_t* indices, int64_t first, double* sums, int64_t num_sums, InstructionSet set,
+                      int threads);
+
+// weight += change, rounded up or down at random, on average to the sum in float32. The weights lie from `position` on,
+// a multiple of 256, in a table; the bits are those of Philox for the seed, the step and the place in the table:
+// xmplug.ops.reference.random_bits.
+template <class Change>
+void add_rounded(BFloat16* weight, const Change* change, int64_t size, int64_t position, uint64_t seed, uint64_t step,
+                 InstructionSet set, int threads);
+
 }  // namespace xmplug

@@ -1,4 +1,5 @@
 // The kernels in what every processor has; compiled with flags of its own.
 #include "simd_attention.h"
+#include "simd_bce.h"
 #include "simd_beam.h"
 #include "simd_linear.h"

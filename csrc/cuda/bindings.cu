@@ -76,7 +76,7 @@ void beam_step(uintptr_t logits, uintptr_t nodes, uintptr_t parents, int64_t row
                uintptr_t scores, uintptr_t best, uintptr_t columns, uintptr_t workspace, uintptr_t stream) {
   xmplug::cuda::beam_step(at<const Real>(logits), at<const int64_t>(nodes), at<const Real>(parents), rows, width, k,
                           at<Real>(scores), at<int64_t>(best), at<int64_t>(columns), at<void>(workspace),
-                          reinterpret_cast<cudaStream_t>(stream));
+                          stream_of(stream));
 }
 
 xmplug::cuda::TreeLevels levels_of(const std::vector<int64_t>& offsets, const std::vector<int64_t>& most_children) {
@@ -108,7 +108,7 @@ void tree_beam_search(uintptr_t hidden, uintptr_t weights, int64_t texts, int64_
                                                 at<float>(scores),
                                                 at<int64_t>(leaves),
                                                 at<int64_t>(best_labels)};
-  xmplug::cuda::tree_beam_search(search, at<void>(workspace), reinterpret_cast<cudaStream_t>(stream));
+  xmplug::cuda::tree_beam_search(search, at<void>(workspace), stream_of(stream));
 }
 
 template <class Top, class Label>
@@ -117,8 +117,23 @@ void ranking_sums(uintptr_t top, int64_t rows, int64_t width, uintptr_t indptr, 
                   int64_t depth, uintptr_t partial, int64_t blocks, uintptr_t sums, uintptr_t stream) {
   xmplug::cuda::ranking_sums(at<const Top>(top), rows, width, at<const int64_t>(indptr), at<const Label>(indices),
                              num_indices, num_labels, at<const double>(inverse_propensity), at<const double>(tables),
-                             num_cutoffs, depth, at<double>(partial), blocks, at<double>(sums),
-                             reinterpret_cast<cudaStream_t>(stream));
+                             num_cutoffs, depth, at<double>(partial), blocks, at<double>(sums), stream_of(stream));
+}
+
+template <class T>
+void linear_bce_chunk(uintptr_t logits, int64_t stride, int64_t rows, int64_t width, uintptr_t bias, uintptr_t indptr,
+                      uintptr_t indices, int64_t first, uintptr_t sums, int64_t num_sums, int64_t num_labels,
+                      int64_t num_indices, uintptr_t stream) {
+  xmplug::cuda::linear_bce_chunk(at<T>(logits), stride, rows, width, at<const float>(bias), at<const int64_t>(indptr),
+                                 at<const int64_t>(indices), first, at<double>(sums), num_sums, num_labels, num_indices,
+                                 stream_of(stream));
+}
+
+template <class Change>
+void add_rounded(uintptr_t weight, uintptr_t change, int64_t size, int64_t position, uint64_t seed, uint64_t step,
+                 uintptr_t stream) {
+  xmplug::cuda::add_rounded(at<xmplug::cuda::BFloat16>(weight), at<const Change>(change), size, position, seed, step,
+                            stream_of(stream));
 }
 
 }  // namespace
@@ -150,4 +165,9 @@ PYBIND11_MODULE(XMPLUG_MODULE, module) {
   module.def("ranking_sums_int32_int64", &ranking_sums<int32_t, int64_t>, without_gil);
   module.def("ranking_sums_int64_int32", &ranking_sums<int64_t, int32_t>, without_gil);
   module.def("ranking_sums_int64_int64", &ranking_sums<int64_t, int64_t>, without_gil);
+  module.def("linear_bce_chunk_float", &linear_bce_chunk<float>, without_gil);
+  module.def("linear_bce_chunk_bfloat16", &linear_bce_chunk<xmplug::cuda::BFloat16>, without_gil);
+  module.def("linear_bce_chunk_half", &linear_bce_chunk<xmplug::cuda::Half>, without_gil);
+  module.def("add_rounded_float", &add_rounded<float>, without_gil);
+  module.def("add_rounded_bfloat16", &add_rounded<xmplug::cuda::BFloat16>, without_gil);
 }

@@ -103,4 +103,18 @@ void ranking_sums(const Top* top, int64_t rows, int64_t width, const int64_t* in
                   int64_t num_cutoffs, int64_t depth, double* partial, int64_t blocks, double* sums,
                   cudaStream_t stream);
 
+// One chunk of a full output layer; see xmplug::linear_bce_chunk in csrc/cpu/kernels.h. The logits begin on a border of
+// 16 bytes and stride is a multiple of 8. indptr and indices that are not a CSR matrix (rows, num_labels) with
+// num_indices numbers stop with a CUDA error.
+template <class T>
+void linear_bce_chunk(T* logits, int64_t stride, int64_t rows, int64_t width, const float* bias, const int64_t* indptr,
+                      const int64_t* indices, int64_t first, double* sums, int64_t num_sums, int64_t num_labels,
+                      int64_t num_indices, cudaStream_t stream);
+
+// weight += change, rounded up or down at random; see xmplug::add_rounded in csrc/cpu/kernels.h. weight and change
+// begin on the border of a pair.
+template <class Change>
+void add_rounded(BFloat16* weight, const Change* change, int64_t size, int64_t position, uint64_t seed, uint64_t step,
+                 cudaStream_t stream);
+
 }  // namespace xmplug::cuda

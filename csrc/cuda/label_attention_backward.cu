@@ -216,7 +216,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
                 tile, [&](int row) { return change + row * wave.tokens; }, i * kDepth, static_cast<int>(wave.tokens),
                 true);
             load_tile<kDepth, kWide>(tile + kLabels * kDepth,
-                                     token_rows<State>(in, wave.text + slot, length, i * kDepth), from, size, in_pieces(static_cast<const State*>(in.states), in.size));
+                                     token_rows<State>(in, wave.text + slot, length, i * kDepth), from, size,
+                                     in_pieces(static_cast<const State*>(in.states), in.size));
           },
           [&](char* stage, int) {
             const auto* tile = reinterpret_cast<const Element*>(stage);
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     }
     const bool adds = in.candidates == nullptr;
     float* to = adds ? grad_queries + (wave.first + first) * in.size
-                      : parts_of_texts + (static_cast<int64_t>(block) * wave.width + first) * in.size;
+                     : parts_of_texts + (static_cast<int64_t>(block) * wave.width + first) * in.size;
     const int rows = wave_rows(wave.width, first);
     sum.each([&](int row, int column, float& a, float& b) {
       if (row >= rows || from + column >= size) return;

@@ -61,6 +61,7 @@ def test_reference_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         "sparse_adam_step",
         "train_linear",
         "linear_scores",
+        "linear_bce",
     }
 
 

@@ -6,6 +6,7 @@ where one is built; `kernels()` says which of them run here.
 
 from xmplug.ops.adam import sparse_adam_step
 from xmplug.ops.attention import label_attention
+from xmplug.ops.bce import linear_bce, linear_bce_step
 from xmplug.ops.beam import beam_step, tree_beam_search
 from xmplug.ops.linear import LinearWeights, linear_scores, train_linear
 from xmplug.ops.native import kernels
@@ -20,6 +21,8 @@ __all__ = [
     "cluster_label_tree",
     "kernels",
     "label_attention",
+    "linear_bce",
+    "linear_bce_step",
     "linear_scores",
     "ranking_metrics",
     "sparse_adam_step",

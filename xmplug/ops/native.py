@@ -22,11 +22,19 @@ OPERATIONS = (
     "sparse_adam_step",
     "train_linear",
     "linear_scores",
+    "linear_bce",
 )
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")  # in the order of csrc/cpu/instruction_sets.h
 
 
-GPU_OPERATIONS = ("label_attention", "beam_step", "tree_beam_search", "ranking_metrics", "sparse_adam_step")
+GPU_OPERATIONS = (
+    "label_attention",
+    "beam_step",
+    "tree_beam_search",
+    "ranking_metrics",
+    "sparse_adam_step",
+    "linear_bce",
+)
 OLDEST_GPU = (7, 5)  # compute capability
 
 

@@ -260,6 +260,58 @@ def sparse_adam_step(
     return True
 
 
+def linear_bce_chunk(
+    logits: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, first: int, sums: Tensor
+) -> None:
+    """sigmoid(z) - y in the place of logits (B,C), for the labels from `first` on; softplus(z) - y z is added to sums
+    (B,n)."""
+    width = logits.shape[1]
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if bias is not None:
+        z = z + bias[first : first + width]
+    texts = torch.repeat_interleave(torch.arange(len(logits), device=logits.device), indptr.diff())
+    there = (indices >= first) & (indices < first + width)
+    sign = torch.ones_like(z)
+    sign[texts[there], indices[there] - first] = -1
+    # softplus(z) - y z is softplus(t), and sigmoid(z) - y is sign sigmoid(t): nothing nearly equal is subtracted.
+    t = sign * z
+    sums[:, 0] -= functional.logsigmoid(-t).sum(dim=1, dtype=torch.float64)
+    logits.copy_(sign * torch.sigmoid(t))
+
+
+def add_rounded(weight: Tensor, change: Tensor, position: int, seed: int, step: int) -> None:
+    """weight += change for bfloat16 weights (R,D), rounded up or down at random, on average to the sum in float32.
+
+    16 random bits are added to the float32 sum, then its lower 16 bits are dropped."""
+    total = weight.float() + change.float()
+    bits = random_bits(position, weight.numel(), seed, step, weight.device).view(weight.shape)
+    rounded = (total.view(torch.int32) + bits) >> 16
+    rounded = torch.where(total.isnan(), 0x7FC0, rounded)
+    weight.copy_(rounded.to(torch.int16).view(torch.bfloat16))
+
+
+def random_bits(position: int, size: int, seed: int, step: int, device: torch.device) -> Tensor:
+    """16 random bits for each element of a table from `position`, a multiple of 256, on; int32.
+
+    They come from Philox4x32-10 with key seed and counter (number, step), two words each, the lower first. In 256
+    elements there are 128 words: word l + 32 k is the k-th of number 32 (position / 256) + l, and has the bits for two
+    elements, the lower half first.
+    """
+    low = 0xFFFFFFFF
+    begin, end = position // 256 * 32, -(-(position + size) // 256) * 32
+    number = torch.arange(begin, end, device=device)
+    c0, c1 = number & low, number >> 32
+    c2, c3 = torch.full_like(number, step & low), torch.full_like(number, step >> 32)
+    k0, k1 = seed & low, seed >> 32
+    for _ in range(10):
+        left, right = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # their bits are right though int64 overflows
+        c0, c2 = (right >> 32 & low) ^ c1 ^ k0, (left >> 32 & low) ^ c3 ^ k1
+        c1, c3 = right & low, left & low
+        k0, k1 = k0 + 0x9E3779B9 & low, k1 + 0xBB67AE85 & low
+    words = torch.stack([c.view(-1, 32) for c in (c0, c1, c2, c3)], dim=1)  # (blocks,4,32)
+    return torch.stack([words & 0xFFFF, words >> 16], dim=-1).flatten()[:size].to(torch.int32)
+
+
 def train_linear(
     features: sparse.csr_matrix,
     true: sparse.csc_matrix,
