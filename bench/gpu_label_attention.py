@@ -10,6 +10,8 @@ import torch
 from gpu_clock import in_turn, peak_bytes, product_rate
 from test_label_attention import AMAZON670K, EURLEX, MEDIUM, PEERS, Case, Inputs, inputs, ours
 
+from xmplug import ops
+
 
 def call_of(form: Callable[[Inputs], torch.Tensor], given: Inputs) -> Callable[[], Any]:
     """What is measured: the result and, where there is a gradient for it, those of states and queries."""
@@ -64,3 +66,14 @@ def rows() -> list[dict[str, Any]]:
                     }
                 )
     return found
+
+
+def once() -> None:
+    """Forward and backward, on small shapes."""
+    random = torch.Generator("cuda").manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        states = torch.randn(3, 150, 72, device="cuda", generator=random).to(dtype).requires_grad_()
+        queries = torch.randn(300, 72, device="cuda", generator=random).to(dtype).requires_grad_()
+        mask = torch.rand(3, 150, device="cuda", generator=random) < 0.7
+        for candidates in (None, torch.randint(-1, 300, (3, 90), device="cuda", generator=random)):
+            ops.label_attention(states, mask, queries, candidates).sum().backward()

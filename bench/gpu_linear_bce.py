@@ -1,15 +1,12 @@
-"""linear_bce and sparse_adam_step on a GPU, beside PyTorch.
-
-python bench/gpu_linear_bce.py     # prints a row for each measurement; says so where there is no GPU
-"""
+"""linear_bce and sparse_adam_step on a GPU, beside PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from statistics import median
 from typing import Any
 
 import torch
+from gpu_clock import in_turn
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,13 +18,7 @@ GIB = 2**30
 
 
 def rows() -> list[dict[str, Any]]:
-    """operation, shape, dtype, peer, peer_ms, ours_ms, ratio and note for each measurement; none without a GPU.
-
-    Times are medians of calls, by events of the device; peaks are those of PyTorch's memory during a call, its inputs
-    included.
-    """
-    if not torch.cuda.is_available():
-        return []
+    """Peaks are those of PyTorch's memory during a call, its inputs included."""
     return [*_loss_rows(), *_step_rows(), *_adam_rows()]
 
 
@@ -133,21 +124,11 @@ def _shape(labels: int) -> str:
     return f"B={TEXTS} L={labels:,} D={DIMS}"
 
 
-def _measure(call: Callable[[], object], calls: int = 10) -> tuple[float, int]:
+def _measure(call: Callable[[], object]) -> tuple[float, int]:
     """Milliseconds of a call, and the bytes that PyTorch held at most."""
-    for _ in range(3):
-        call()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(calls):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end))
-    return median(times), torch.cuda.max_memory_allocated()
+    return in_turn(call, lambda: None, rounds=10)[0], torch.cuda.max_memory_allocated()
 
 
 def _row(
@@ -164,16 +145,22 @@ def _row(
         "shape": shape,
         "dtype": str(dtype).removeprefix("torch."),
         "peer": peer,
-        "peer_ms": None if theirs is None else theirs[0],
+        "peer_ms": "" if theirs is None else theirs[0],
         "ours_ms": ours[0],
-        "ratio": None if theirs is None else theirs[0] / ours[0],
+        "ratio": "" if theirs is None else theirs[0] / ours[0],
         "note": f"peak {ours[1] / GIB:.2f} GiB, the peer's {theirs_peak}",
     }
 
 
-if __name__ == "__main__":
-    measured = rows()
-    if not measured:
-        print("no GPU: nothing is measured")
-    for row in measured:
-        print(row)
+def once() -> None:
+    """Each kernel on a small shape."""
+    random = torch.Generator("cuda").manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden = torch.randn(5, 40, device="cuda", generator=random).to(dtype).requires_grad_()
+        weight = torch.randn(3_000, 40, device="cuda", generator=random).to(dtype)
+        indptr, indices = torch.arange(6, device="cuda"), torch.randint(3_000, (5,), device="cuda", generator=random)
+        ops.linear_bce(hidden, weight, indptr, indices, chunk=1_024).backward()
+        ops.linear_bce_step(hidden, weight, indptr, indices, learning_rate=0.05, step=1)
+    table, moments = torch.zeros(50, 40, device="cuda"), torch.zeros(2, 50, 40, device="cuda")
+    places, grad = torch.arange(0, 50, 7, device="cuda"), torch.ones(8, 40, device="cuda")
+    ops.sparse_adam_step(table, places, grad, *moments, 1, learning_rate=1e-3)

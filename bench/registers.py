@@ -66,7 +66,7 @@ def main() -> None:
         "# CUDA kernels: registers",
         "",
         f"`python bench/registers.py`, nvcc {version[1]}. Registers of a thread and static shared memory of a block,",
-        "by compute capability; no kernel spills, which would be an error of the build. Empty: not made for this device.",
+        "by compute capability; no kernel spills, which would be an error of the build. Empty: not for this device.",
         "",
         "| kernel | " + " | ".join(devices) + " |",
         "|---|" + "---|" * len(devices),

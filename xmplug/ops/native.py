@@ -24,9 +24,6 @@ OPERATIONS = (
     "linear_scores",
     "linear_bce",
 )
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")  # in the order of csrc/cpu/instruction_sets.h
-
-
 GPU_OPERATIONS = (
     "label_attention",
     "beam_step",
@@ -35,6 +32,7 @@ GPU_OPERATIONS = (
     "sparse_adam_step",
     "linear_bce",
 )
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")  # in the order of csrc/cpu/instruction_sets.h
 OLDEST_GPU = (7, 5)  # compute capability
 
 
