@@ -34,7 +34,9 @@ def test_the_cuda_module_builds_without_warnings_and_spills() -> None:
     loads = (
         "import importlib.util, sys\n"
         "spec = importlib.util.spec_from_file_location('_cuda', sys.argv[1])\n"
-        "print(importlib.util.module_from_spec(spec).__doc__)"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "print(module.__doc__)"
     )
     (module,) = (folder / "lib" / "xmplug").glob("_cuda.*")
     loaded = subprocess.run([sys.executable, "-c", loads, str(module)], capture_output=True, text=True)
