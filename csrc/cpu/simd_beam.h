@@ -70,78 +70,151 @@ XMPLUG_INLINE IntVec counted(IntVec counts, IntVec yes) {
   return counts - yes;
 }
 
-XMPLUG_INLINE int64_t count_from(const int32_t* keys, int64_t width, int32_t bound) {
-  IntVec counts = {};
-  for (int64_t i = 0; i < width; i += kLanes) {
-    counts = counted(counts, load_as<IntVec>(keys + i) >= splat(bound));
-  }
+XMPLUG_INLINE int64_t count_from(const int32_t* keys, int64_t padded, int32_t bound) {
   int64_t count = 0;
+#ifdef __AVX512F__
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    count += __builtin_popcount(_mm512_cmpge_epi32_mask(load_as<__m512i>(keys + i), _mm512_set1_epi32(bound)));
+  }
+#else
+  IntVec counts = {};
+  for (int64_t i = 0; i < padded; i += kLanes) counts = counted(counts, load_as<IntVec>(keys + i) >= splat(bound));
   for (int i = 0; i < kLanes; ++i) count += counts[i];
+#endif
   return count;
 }
 
-int64_t select(const int32_t* keys, int64_t width, int64_t least, int64_t most, int32_t* places) {
-  const int64_t padded = whole_vectors(width);
-  int32_t bound = 0;
-  if (count_from(keys, padded, 0) > most) {
-    // Bisection: `bound` leaves at least `least`, `above` fewer.
-    WordVec smallest = ~WordVec{};  // -1 is the greatest of words
-    IntVec greatest = {};
-    for (int64_t i = 0; i < padded; i += kLanes) {
-      const auto key = load_as<IntVec>(keys + i);
-      smallest = bits_as<WordVec>(key) < smallest ? bits_as<WordVec>(key) : smallest;
-      greatest = key > greatest ? key : greatest;
-    }
-    uint32_t low = ~0u;
-    int32_t above = 0;
-    for (int i = 0; i < kLanes; ++i) {
-      low = smallest[i] < low ? smallest[i] : low;
-      above = greatest[i] > above ? greatest[i] : above;
-    }
-    bound = static_cast<int32_t>(low);
-    above += 1;
-    while (above - bound > 1) {
-      const int32_t middle = bound + (above - bound) / 2;
-      const int64_t count = count_from(keys, padded, middle);
-      (count >= least ? bound : above) = middle;
-      if (count >= least && count <= most) break;
-    }
-  }
-  int64_t size = 0;
-#ifdef __AVX512F__
+// A bound that at least `least` of the keys reach, if so many are not -1, and no more than `most` where the keys are
+// apart; by bisection.
+XMPLUG_INLINE int32_t bound_of(const int32_t* keys, int64_t padded, int64_t least, int64_t most) {
+  if (count_from(keys, padded, 0) <= most) return 0;
+  WordVec smallest = ~WordVec{};  // -1 is the greatest of words
+  IntVec greatest = {};
   for (int64_t i = 0; i < padded; i += kLanes) {
-    const __mmask16 chosen = _mm512_cmpge_epi32_mask(load_as<__m512i>(keys + i), _mm512_set1_epi32(bound));
-    const IntVec here = lane_numbers() + static_cast<int32_t>(i);
-    store(places + size, _mm512_maskz_compress_epi32(chosen, bits_as<__m512i>(here)));
-    size += __builtin_popcount(chosen);
+    const auto key = load_as<IntVec>(keys + i);
+    smallest = bits_as<WordVec>(key) < smallest ? bits_as<WordVec>(key) : smallest;
+    greatest = key > greatest ? key : greatest;
+  }
+  uint32_t low = ~0u;
+  int32_t above = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    low = smallest[i] < low ? smallest[i] : low;
+    above = greatest[i] > above ? greatest[i] : above;
+  }
+  auto bound = static_cast<int32_t>(low);  // leaves at least `least`, `above` fewer
+  above += 1;
+  while (above - bound > 1) {
+    const int32_t middle = bound + (above - bound) / 2;
+    const int64_t count = count_from(keys, padded, middle);
+    (count >= least ? bound : above) = middle;
+    if (count >= least && count <= most) break;
+  }
+  return bound;
+}
+
+// Moves the keys that are above `low` and at most `high`, and their places, which are their numbers where `places` is
+// null, to the front of other arrays or of the same.
+XMPLUG_INLINE int64_t move_between(const int32_t* keys, const int32_t* places, int64_t size, int32_t low, int32_t high,
+                                   int32_t* to_keys, int32_t* to_places) {
+  int64_t moved = 0;
+#ifdef __AVX512F__
+  __m512i here = bits_as<__m512i>(lane_numbers());
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const auto key = load_as<__m512i>(keys + i);
+    const __mmask16 upper = _mm512_cmpgt_epi32_mask(key, _mm512_set1_epi32(low));
+    const __mmask16 chosen = _mm512_mask_cmple_epi32_mask(upper, key, _mm512_set1_epi32(high));
+    const __m512i place = places ? load_as<__m512i>(places + i) : here;
+    store(to_keys + moved, _mm512_maskz_compress_epi32(chosen, key));
+    store(to_places + moved, _mm512_maskz_compress_epi32(chosen, place));
+    moved += __builtin_popcount(chosen);
+    here = _mm512_add_epi32(here, _mm512_set1_epi32(kLanes));
   }
 #else
-  for (int64_t i = 0; i < width; ++i) {  // no branch that could be foretold wrongly
-    places[size] = static_cast<int32_t>(i);
-    size += keys[i] >= bound;
+  for (int64_t i = 0; i < size; ++i) {  // no branch that could be foretold wrongly
+    const int32_t key = keys[i];
+    to_keys[moved] = key;
+    to_places[moved] = places ? places[i] : static_cast<int32_t>(i);
+    moved += (key > low) & (key <= high);
   }
 #endif
+  store(to_keys + moved, splat(-1));  // whole vectors
+  return moved;
+}
+
+constexpr int32_t kMostKey = 0x7fffffff;
+
+int64_t select(const int32_t* keys, int64_t width, int64_t least, int64_t most, int32_t* places, int32_t* chosen) {
+  const int64_t padded = whole_vectors(width);
+  // The keys fall into groups, more of them than are wanted. A bound that enough groups' greatest keys reach is reached
+  // by enough keys, and by few more where great keys are spread over the groups: so there is less to search.
+  int32_t bound = 0;
+  const int64_t groups = whole_vectors(2 * (least < width ? least : width));
+  if (2 * groups <= padded) {
+    for (int64_t group = 0; group < groups; group += kLanes) {
+      auto greatest = load_as<IntVec>(keys + group);
+      for (int64_t i = group + groups; i < padded; i += groups) {
+        const auto key = load_as<IntVec>(keys + i);
+        greatest = key > greatest ? key : greatest;
+      }
+      store(chosen + group, greatest);
+    }
+    bound = bound_of(chosen, groups, least, least + least / 8);
+  }
+  int64_t size = move_between(keys, nullptr, width, bound - 1, kMostKey, chosen, places);
+  if (size > most) {
+    bound = bound_of(chosen, whole_vectors(size), least, most);
+    size = move_between(chosen, places, size, bound - 1, kMostKey, chosen, places);
+  }
   return size;
 }
 
-void rank(int32_t* keys, int64_t size, int32_t* order) {
-  const int64_t padded = whole_vectors(size);
-  for (int64_t i = size; i < padded; ++i) keys[i] = -1;
-  for (int64_t begin = 0; begin < padded; begin += kLanes) {
-    const auto own = load_as<IntVec>(keys + begin);
-    const int64_t end = begin + kLanes;
-    IntVec before = {};
+// How many of the keys are before each of the kLanes from `begin` on: greater ones, and equal ones that stand earlier.
+XMPLUG_INLINE IntVec ranks(const int32_t* keys, int64_t size, int64_t begin) {
+  const auto own = load_as<IntVec>(keys + begin);
+  const int64_t end = begin + kLanes < size ? begin + kLanes : size;
+  IntVec before = {};
 #pragma GCC unroll 8
-    for (int64_t j = 0; j < begin; ++j) before = counted(before, splat(keys[j]) >= own);
-#pragma GCC unroll 16
-    for (int j = 0; j < kLanes; ++j) {  // a key equal to a later one is before it
-      before = counted(before, splat(keys[begin + j]) > own + (lane_numbers() > splat(j)));
+  for (int64_t j = 0; j < begin; ++j) before = counted(before, splat(keys[j]) >= own);
+#pragma GCC unroll 8
+  for (int64_t j = begin; j < end; ++j) {  // a key equal to a later one is before it
+    before = counted(before, splat(keys[j]) > own + (lane_numbers() > splat(static_cast<int32_t>(j - begin))));
+  }
+#pragma GCC unroll 8
+  for (int64_t j = end; j < size; ++j) before = counted(before, splat(keys[j]) > own);
+  return before;
+}
+
+constexpr int kSamples = 16;
+
+void order(int32_t* keys, int32_t* places, int64_t size, int32_t* spare_keys, int32_t* spare_places) {
+  // Into parts, by keys of a sample, from the greatest keys down; then each part by counting.
+  const int64_t wanted = size / 48, parts = wanted < 2 ? 1 : wanted < kSamples ? wanted : kSamples;
+  int32_t sorted[kSamples];
+  if (parts > 1) {
+    int32_t sample[kSamples], rank[kSamples];
+    for (int i = 0; i < kSamples; ++i) sample[i] = keys[i * size / kSamples];
+    for (int i = 0; i < kSamples; i += kLanes) store(rank + i, ranks(sample, kSamples, i));
+    for (int i = 0; i < kSamples; ++i) sorted[rank[i]] = sample[i];
+  }
+  store(keys + size, splat(-1));
+  int64_t begins[kSamples + 1] = {};
+  int32_t high = kMostKey;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int32_t low = part + 1 < parts ? sorted[(part + 1) * kSamples / parts] : -1;
+    const int64_t begin = begins[part];
+    begins[part + 1] = begin + move_between(keys, places, size, low, high, spare_keys + begin, spare_places + begin);
+    high = low;
+  }
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t begin = begins[part], part_size = begins[part + 1] - begin;
+    for (int64_t i = 0; i < part_size; i += kLanes) {
+      int32_t rank[kLanes];
+      store(rank, ranks(spare_keys + begin, part_size, i));
+      for (int64_t j = i; j < (i + kLanes < part_size ? i + kLanes : part_size); ++j) {
+        keys[begin + rank[j - i]] = spare_keys[begin + j];
+        places[begin + rank[j - i]] = spare_places[begin + j];
+      }
     }
-#pragma GCC unroll 8
-    for (int64_t j = end; j < size; ++j) before = counted(before, splat(keys[j]) > own);
-    int32_t ranks[kLanes];
-    store(ranks, before);
-    for (int64_t i = begin; i < (end < size ? end : size); ++i) order[ranks[i - begin]] = static_cast<int32_t>(i);
   }
 }
 
@@ -334,7 +407,7 @@ constexpr Product product() {
 constexpr BeamKernels kBeamKernels = {
     score,
     select,
-    rank,
+    order,
     {{product<FloatRows, float>(), product<FloatRows, BFloat16>()},
      {product<BFloat16Rows, float>(), product<BFloat16Pairs, BFloat16>()}},
 };
