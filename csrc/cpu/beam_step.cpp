@@ -197,8 +197,8 @@ class DoubleRow {
 template <class Row, class Real>
 void step_rows(const Real* logits, const int64_t* nodes, const Real* parents, int64_t rows, int64_t width, int64_t k,
                Real* scores, int64_t* best, int64_t* columns, InstructionSet set, double nanoseconds, int threads) {
-  // To start and join a thread takes 20 microseconds.
-  threads = useful_threads(rows, nanoseconds, threads, 5e4);
+  // A share is ten times what it takes to start and join a thread.
+  threads = useful_threads(rows, nanoseconds, threads, 2e5);
   std::vector<Row> workers(static_cast<size_t>(threads), Row(kernels_for<BeamKernels>(set), width, k));
   parallel_for(rows, 4, threads, [&](int worker, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
