@@ -42,24 +42,40 @@ struct BeamKernels {
   // Keys of sigmoid(logit) * parent, or of 0 where that is not above 0; -1 where a node is negative. `nodes` may be
   // null.
   void (*score)(const float* logits, const float* parents, const int64_t* nodes, int64_t width, int32_t* keys);
-  // The places, ascending, of the keys from some bound up: at least `least` of them, and no more than `most` where the
-  // keys are apart; all but the -1 where there are no more. Returns their number. Takes keys as `score` left them.
-  int64_t (*select)(const int32_t* keys, int64_t width, int64_t least, int64_t most, int32_t* places);
-  // The order of keys, greatest first, equal ones by place. Takes time in the square of their number.
-  void (*rank)(int32_t* keys, int64_t size, int32_t* order);
+  // The places, ascending, of the keys from some bound up, and these keys: at least `least` of them, and no more than
+  // `most` where the keys are apart; all but the -1 where there are no more. Returns their number. Takes keys as
+  // `score` left them.
+  int64_t (*select)(const int32_t* keys, int64_t width, int64_t least, int64_t most, int32_t* places, int32_t* chosen);
+  // Sorts keys other than -1, greatest first, equal ones as they stood, and their places with them. Takes time in the
+  // square of their number where many are equal.
+  void (*order)(int32_t* keys, int32_t* places, int64_t size, int32_t* spare_keys, int32_t* spare_places);
   Product products[2][2];  // [weights are bfloat16][hidden vectors are bfloat16], float32 otherwise
 };
 
-constexpr int64_t kMostToRank = 512;  // from about here on a sort is faster
+constexpr int64_t kMostToCount = 2048;  // from about here on a sort that compares is faster where keys are equal
 
-// The order of keys, greatest first, equal ones by place.
-inline void order_keys(const BeamKernels& kernels, int32_t* keys, int64_t size, int32_t* order) {
-  if (size <= kMostToRank) {
-    kernels.rank(keys, size, order);
+// What is chosen of a row: keys and their places, with room for kSlack more of each.
+struct Chosen {
+  int32_t *keys, *places, *spare_keys, *spare_places;
+  int64_t size;
+};
+
+// Sorts what is chosen by key, greatest first, equal ones by place. Places must ascend.
+inline void order_chosen(const BeamKernels& kernels, const Chosen& chosen) {
+  if (chosen.size <= kMostToCount) {
+    kernels.order(chosen.keys, chosen.places, chosen.size, chosen.spare_keys, chosen.spare_places);
     return;
   }
-  for (int64_t i = 0; i < size; ++i) order[i] = static_cast<int32_t>(i);
-  std::sort(order, order + size, [&](int32_t a, int32_t b) { return keys[a] != keys[b] ? keys[a] > keys[b] : a < b; });
+  int32_t *order = chosen.spare_places, *keys = chosen.keys;
+  for (int64_t i = 0; i < chosen.size; ++i) order[i] = static_cast<int32_t>(i);
+  std::sort(order, order + chosen.size,
+            [&](int32_t a, int32_t b) { return keys[a] != keys[b] ? keys[a] > keys[b] : a < b; });
+  for (int64_t i = 0; i < chosen.size; ++i) {
+    chosen.spare_keys[i] = keys[order[i]];
+    order[i] = chosen.places[order[i]];
+  }
+  std::copy_n(chosen.spare_keys, chosen.size, keys);
+  std::copy_n(order, chosen.size, chosen.places);
 }
 
 }  // namespace xmplug

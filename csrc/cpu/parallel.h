@@ -9,11 +9,12 @@
 
 namespace xmplug {
 
-// How many threads are worth starting for `items` pieces of about `nanoseconds` each: one per millisecond of work.
-inline int useful_threads(int64_t items, double nanoseconds, int threads) {
-  const double milliseconds = static_cast<double>(items) * nanoseconds * 1e-6;
+// How many threads are worth starting for `items` pieces of about `nanoseconds` each: one per millisecond of work, or
+// another `share` of it.
+inline int useful_threads(int64_t items, double nanoseconds, int threads, double share = 1e6) {
+  const double shares = static_cast<double>(items) * nanoseconds / share;
   return std::max(
-      1, static_cast<int>(std::min<double>({static_cast<double>(threads), milliseconds, static_cast<double>(items)})));
+      1, static_cast<int>(std::min<double>({static_cast<double>(threads), shares, static_cast<double>(items)})));
 }
 
 // Calls body(worker, begin, end) over [0, items) in chunks of `chunk`, taken in turn by `threads` workers, of which the

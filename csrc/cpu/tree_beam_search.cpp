@@ -58,13 +58,14 @@ struct Beam {
 // What a worker needs to choose among one text's candidates.
 struct Choice {
   Buffer<float> parents;
-  Buffer<int32_t> keys, best_keys, places, order;
+  Buffer<int32_t> keys, chosen_keys, places, spare_keys, spare_places;
   Buffer<int64_t> nodes;
 
   void make_room(int64_t width) {
     parents.sized(width);
     nodes.sized(width);
-    for (Buffer<int32_t>* buffer : {&keys, &best_keys, &places, &order}) buffer->sized(width + kSlack);
+    for (Buffer<int32_t>* buffer : {&keys, &chosen_keys, &places, &spare_keys, &spare_places})
+      buffer->sized(width + kSlack);
   }
 };
 
@@ -229,9 +230,9 @@ class Search {
       parent = std::fill_n(parent, num_children(nodes[i]), now_.scores[text * slots_ + i]);
     }
     const int64_t width = parent - choice.parents.get();
-    const Buffer<int32_t>&keys = choice.keys, &places = choice.places;
-    kernels_.score(&logits_[begin_[text]], choice.parents.get(), nullptr, width, keys.get());
-    int64_t size = kernels_.select(keys.get(), width, most, most, places.get());
+    const Buffer<int32_t>&keys = choice.chosen_keys, &places = choice.places;
+    kernels_.score(&logits_[begin_[text]], choice.parents.get(), nullptr, width, choice.keys.get());
+    int64_t size = kernels_.select(choice.keys.get(), width, most, most, places.get(), keys.get());
     if (size > most) size = drop_last_equals(keys, places, size, most);
     for (int64_t i = 0, begin = 0; i < size; ++i) {
       for (; places[i] >= begin + num_children(*nodes); ++nodes) begin += num_children(*nodes);
@@ -243,13 +244,16 @@ class Search {
   // Where too many candidates share the least key, only the first of these stay.
   static int64_t drop_last_equals(const Buffer<int32_t>& keys, const Buffer<int32_t>& places, int64_t size,
                                   int64_t most) {
-    int32_t least = keys[places[0]];
-    for (int64_t i = 1; i < size; ++i) least = std::min(least, keys[places[i]]);
+    int32_t least = keys[0];
+    for (int64_t i = 1; i < size; ++i) least = std::min(least, keys[i]);
     int64_t equals = most;
-    for (int64_t i = 0; i < size; ++i) equals -= keys[places[i]] > least;
+    for (int64_t i = 0; i < size; ++i) equals -= keys[i] > least;
     int64_t kept = 0;
     for (int64_t i = 0; i < size; ++i) {
-      if (keys[places[i]] > least || equals-- > 0) places[kept++] = places[i];
+      if (keys[i] > least || equals-- > 0) {
+        keys[kept] = keys[i];
+        places[kept++] = places[i];
+      }
     }
     return kept;
   }
@@ -258,16 +262,17 @@ class Search {
     next_.counts[text] = size;
     for (int64_t i = 0; i < size; ++i) {
       next_.nodes[text * slots_ + i] = choice.nodes[i];
-      next_.scores[text * slots_ + i] = score_of(choice.keys[choice.places[i]]);
+      next_.scores[text * slots_ + i] = score_of(choice.chosen_keys[i]);
     }
   }
 
   void answer(int64_t text, const Choice& choice, int64_t size) {
-    for (int64_t i = 0; i < size; ++i) choice.best_keys[i] = choice.keys[choice.places[i]];
-    order_keys(kernels_, choice.best_keys.get(), size, choice.order.get());
+    for (int64_t i = 0; i < size; ++i) choice.places[i] = static_cast<int32_t>(i);  // among the nodes
+    order_chosen(kernels_, {choice.chosen_keys.get(), choice.places.get(), choice.spare_keys.get(),
+                            choice.spare_places.get(), size});
     for (int64_t i = 0; i < of_.k; ++i) {
-      const int64_t out = text * of_.k + i, place = i < size ? choice.order[i] : -1;
-      of_.scores[out] = place < 0 ? 0.0f : score_of(choice.best_keys[place]);
+      const int64_t out = text * of_.k + i, place = i < size ? choice.places[i] : -1;
+      of_.scores[out] = place < 0 ? 0.0f : score_of(choice.chosen_keys[i]);
       of_.leaves[out] = place < 0 ? -1 : choice.nodes[place];
       of_.best_labels[out] = place < 0 ? -1 : of_.labels[of_.leaves[out] - of_.level_offsets[of_.num_levels - 1]];
     }
