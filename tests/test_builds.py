@@ -65,7 +65,9 @@ def _archive(dist: Path, name: str, ending: str) -> Path:
 
 
 def test_what_the_core_holds(dist: Path) -> None:
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h")}
+    sources = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".cu", ".h")
+    }
     package = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "xmplug").rglob("*")
