@@ -123,6 +123,8 @@ def exact(layer: Layer) -> tuple[Tensor, Tensor]:
 def test_linear_bce(compare: Callable[..., None], layer: Layer, peer: str, step: bool) -> None:
     if peer == "linear_bce" and not step:
         pytest.skip("is what the others are held against")
+    if peer == "reference" and step:
+        pytest.skip("ours and the reference are one call, which would be checked after a step of the other")
     texts, labels, dims, dtype = layer
 
     def check(result: tuple[Tensor, Tensor]) -> None:
