@@ -148,7 +148,9 @@ PYBIND11_MODULE(XMPLUG_MODULE, module) {
       .def_readonly("candidates", &xmplug::cuda::AttentionPlan::candidates)
       .def_readonly("bytes", &xmplug::cuda::AttentionPlan::bytes);
   module.def("pack_tokens", &pack_tokens, without_gil);
-  module.def("label_attention_takes_turns", &xmplug::cuda::label_attention_takes_turns);
+  // With a stream that it does not need: all that asks the current device is called in one way.
+  module.def("label_attention_takes_turns",
+             [](const xmplug::cuda::AttentionInput& in, uintptr_t) { return label_attention_takes_turns(in); });
   module.def("label_attention", &label_attention, without_gil);
   module.def("label_attention_backward", &label_attention_backward, without_gil);
   module.def("sparse_adam_step_float", &sparse_adam_step<float>, without_gil);

@@ -194,6 +194,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
       const bool there = label[thread] >= 0 && length > 0;
       log_sums[text * in.width + first + thread] = there ? largest[thread] + logf(sum[thread]) : INFINITY;
     }
+  } else {
+    __trap();  // compiled for another kind of device than the host took this one for
   }
 }
 

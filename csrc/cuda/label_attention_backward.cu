@@ -112,6 +112,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     change.each([&](int row, int column, float& a, float& b) {
       write_2(wave.change + corner + row * wave.tokens + column, a, b);
     });
+  } else {
+    __trap();
   }
 }
 
@@ -183,6 +185,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
         if (two) grad_states[at + 1] = from_float<State>(b);
       }
     });
+  } else {
+    __trap();
   }
 }
 
@@ -235,6 +239,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
       at[0] = adds ? at[0] + a : a;
       if (from + column + 1 < size) at[1] = adds ? at[1] + b : b;
     });
+  } else {
+    __trap();
   }
 }
 

@@ -167,9 +167,10 @@ def test_non_contiguous_inputs(on_gpu: native.Gpu) -> None:
     states, mask, queries, candidates = example(on_gpu.device, 4, 6, 6, 8, 5)
     assert candidates is not None
     strided = states.transpose(0, 1)[::2, :, ::2].transpose(0, 1)
-    inputs = (strided, mask[:, ::2], queries[:, ::2], candidates.t().contiguous().t())
-    found = ops.label_attention(*inputs)
-    torch.testing.assert_close(found, eager(*inputs), rtol=1e-5, atol=1e-5)
+    inputs = (strided, mask[:, ::2] | True, queries[:, ::2], candidates.t().contiguous().t())
+    grad = upstream(inputs)
+    for ours, theirs in zip(results(ops.label_attention, inputs, grad), results(eager, inputs, grad), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_large_scores_do_not_overflow(on_gpu: native.Gpu) -> None:

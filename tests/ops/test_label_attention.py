@@ -291,3 +291,9 @@ def test_shapes_that_do_not_fit(change: dict[str, Tensor]) -> None:
     inputs = {"states": states, "mask": mask, "queries": queries, "candidates": candidates, **change}
     with pytest.raises(KernelError, match="label_attention"):
         ops.label_attention(**inputs)  # type: ignore[arg-type]
+
+
+def test_tensors_on_several_devices_are_refused() -> None:
+    states, mask, queries, candidates = example(2, 5, 3, 6, 4)
+    with pytest.raises(KernelError, match="one device; got states on cpu, the others on cpu, meta"):
+        ops.label_attention(states, mask, queries.to("meta"), candidates)

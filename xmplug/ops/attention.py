@@ -53,6 +53,12 @@ def label_attention(
     if mask.dtype != torch.bool or (candidates is not None and candidates.dtype != torch.int64):
         found = None if candidates is None else candidates.dtype
         raise KernelError(f"label_attention needs a bool mask and int64 candidates; got {mask.dtype} and {found}")
+    others = {tensor.device for tensor in (mask, queries, candidates) if tensor is not None}
+    if others != {states.device}:
+        raise KernelError(
+            f"label_attention needs all tensors on one device; got states on {states.device}, "
+            f"the others on {', '.join(sorted(map(str, others)))}"
+        )
     device = states.device.type
     if torch.is_autocast_enabled(device):
         states = states.to(torch.get_autocast_dtype(device))
@@ -77,7 +83,7 @@ def _label_attention(
     if gpu is not None:
         arrays, tokens = _contiguous(states, mask, _for_gpu(queries, states), candidates), _tokens(gpu, mask)
         on_device = _gpu_input(gpu, arrays, tokens)
-        turns = gpu.module.label_attention_takes_turns(on_device)
+        turns = gpu("label_attention_takes_turns", on_device)
         partial = torch.empty_like(views, dtype=torch.float32) if turns else None
         gpu(
             "label_attention",
@@ -189,6 +195,7 @@ def _backward_on_gpu(
     grad_queries = states.new_zeros((num_rows, size), dtype=torch.float32)
     ordered: tuple[Tensor, ...] = ()
     if candidates is not None and candidates.numel():
+        candidates = candidates.contiguous()
         place = candidates if rows is None else torch.searchsorted(rows, candidates)
         place = torch.where(candidates < 0, num_rows, place)
         place = functional.pad(place, (0, 0, 0, -len(place) % plan.texts), value=num_rows)
