@@ -80,6 +80,7 @@ class OnGpu:
 @pytest.fixture
 def old_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A GPU that is older than the CUDA kernels know, and a CUDA module that loads."""
+    monkeypatch.setenv("XMPLUG_KERNELS", "auto")
     monkeypatch.setattr(native, "_load", lambda name: ModuleType(name))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
@@ -97,6 +98,7 @@ def test_the_reference_takes_over_on_an_old_gpu(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_cuda_kernels_the_reference_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XMPLUG_KERNELS", "auto")
     monkeypatch.setattr(native, "_load", lambda name: ImportError(f"No module named 'xmplug.{name}'"))
     native._gpu.cache_clear()
     assert native.gpu(OnGpu()) is None
