@@ -7,6 +7,8 @@
 // older devices.
 #pragma once
 
+#include <type_traits>
+
 #include "device.h"
 
 namespace xmplug::cuda {
@@ -123,11 +125,6 @@ __device__ void write_2(Half16* to, float a, float b) {
                                                                       << 16;
 }
 
-template <class A, class B>
-constexpr bool kSame = false;
-template <class A>
-constexpr bool kSame<A, A> = true;
-
 // All threads: a tile of kRows x kColumns, its row r from `row(r)`, a pointer to a row of memory or null, from `column`
 // on. There are zeros in place of null rows and from column `end` on. `pieces`: the rows begin on borders of 16 bytes
 // and `end` is a multiple of 8.
@@ -143,7 +140,7 @@ __device__ void load_tile(Element* tile, const Rows& row, int column, int end, b
     if (from != nullptr && left > 0) {
       from += column + c;
       if (pieces) {
-        if constexpr (kSame<Pointer, const Element*> && sizeof(Element) == 2) {
+        if constexpr (std::is_same_v<Pointer, const Element*> && sizeof(Element) == 2) {
           copy_16_bytes(tile + place<Element>(r, c, kColumns), from);
           continue;
         } else {

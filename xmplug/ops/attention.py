@@ -185,7 +185,7 @@ def _backward_on_gpu(
     log_sums: Tensor,
 ) -> tuple[Tensor, Tensor]:
     arrays, tokens = _contiguous(states, mask, _for_gpu(queries, states), candidates), _tokens(gpu, mask)
-    on_device, grad = _gpu_input(gpu, arrays, tokens), grad.contiguous()
+    on_device, grad, candidates = _gpu_input(gpu, arrays, tokens), grad.contiguous(), arrays[3]
     plan = gpu.module.AttentionPlan(on_device, _GPU_WORKSPACE)
     workspace = states.new_empty(plan.bytes, dtype=torch.uint8)
     grad_states = torch.zeros_like(arrays[0])
@@ -195,7 +195,6 @@ def _backward_on_gpu(
     grad_queries = states.new_zeros((num_rows, size), dtype=torch.float32)
     ordered: tuple[Tensor, ...] = ()
     if candidates is not None and candidates.numel():
-        candidates = candidates.contiguous()
         place = candidates if rows is None else torch.searchsorted(rows, candidates)
         place = torch.where(candidates < 0, num_rows, place)
         place = functional.pad(place, (0, 0, 0, -len(place) % plan.texts), value=num_rows)
