@@ -82,8 +82,8 @@ void label_attention(const xmplug::AttentionInput& in, uintptr_t out, int set, i
 
 void label_attention_backward(const xmplug::AttentionInput& in, uintptr_t grad, uintptr_t rows, int64_t num_rows,
                               uintptr_t grad_states, uintptr_t grad_queries, int set, int threads) {
-  xmplug::label_attention_backward(in, at<const void>(grad), at<const int64_t>(rows), num_rows, at<float>(grad_states),
-                                   at<float>(grad_queries), set, threads);
+  xmplug::label_attention_backward(in, at<const void>(grad), at<const int64_t>(rows), num_rows, at<void>(grad_states),
+                                   at<void>(grad_queries), set, threads);
 }
 
 template <class Weight>

@@ -13,11 +13,11 @@ namespace xmplug {
 // Multi-label attention: out (batch, width, size), in the type of the states, in the instruction set `set`.
 void label_attention(const AttentionInput& in, void* out, int set, int threads);
 
-// Its gradients, for grad (batch, width, size) of the output, in the type of the states: added to grad_states (batch,
-// tokens, size) and to grad_queries, which has a row for each of the labels `rows` (ascending), or, where that is null,
-// for all.
+// Its gradients, for grad (batch, width, size) of the output, in the type of the states: grad_states (batch, tokens,
+// size), and grad_queries (num_rows, size), which has a row for each of the labels `rows` (ascending), or, where that
+// is null, for all.
 void label_attention_backward(const AttentionInput& in, const void* grad, const int64_t* rows, int64_t num_rows,
-                              float* grad_states, float* grad_queries, int set, int threads);
+                              void* grad_states, void* grad_queries, int set, int threads);
 
 // The k best of each row's nodes by score = sigmoid(logit) * parent, best first, ties by smaller node. A negative node
 // is padding; a node that is there twice is taken once, with its best score. A score that is not above 0, NaN included,

@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <condition_variable>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <numeric>
 #include <vector>
 
 #include "attention.h"
@@ -16,13 +18,13 @@ namespace {
 
 constexpr int64_t kGroups = 16;  // of labels, whatever the number of threads, of which backward uses at most so many
 
-// Zeroed memory for each worker, in a row.
+// Memory for each worker, in a row, each with a head of zeros.
 class Workspaces {
  public:
   Workspaces(int threads, int64_t bytes)
-      : bytes_(bytes),
-        memory_(static_cast<char*>(::operator new(static_cast<size_t>(threads * bytes), std::align_val_t{64}))) {
-    std::fill_n(memory_.get(), threads * bytes, char{0});
+      : bytes_((bytes + 63) / 64 * 64),
+        memory_(static_cast<char*>(::operator new(static_cast<size_t>(threads * bytes_), std::align_val_t{64}))) {
+    for (int worker = 0; worker < threads; ++worker) std::fill_n(memory_.get() + worker * bytes_, 64, char{0});
   }
   void* of(int worker) { return memory_.get() + worker * bytes_; }
 
@@ -34,16 +36,22 @@ class Workspaces {
   std::unique_ptr<char, Delete> memory_;
 };
 
-// The texts, longest first: what is left to the end is short, so that no thread waits long for another.
-std::vector<int64_t> longest_first(const AttentionInput& in) {
-  std::vector<int64_t> tokens(static_cast<size_t>(in.batch)), texts(static_cast<size_t>(in.batch));
+// How many tokens each text has.
+std::vector<int64_t> lengths_of(const AttentionInput& in) {
+  std::vector<int64_t> lengths;
   for (int64_t text = 0; text < in.batch; ++text) {
     const bool* mask = in.mask + text * in.tokens;
-    tokens[static_cast<size_t>(text)] = std::count(mask, mask + in.tokens, true);
-    texts[static_cast<size_t>(text)] = text;
+    lengths.push_back(std::count(mask, mask + in.tokens, true));
   }
+  return lengths;
+}
+
+// The texts, longest first: what is left to the end is short, so that no thread waits long for another.
+std::vector<int64_t> longest_first(const std::vector<int64_t>& lengths) {
+  std::vector<int64_t> texts(lengths.size());
+  std::iota(texts.begin(), texts.end(), int64_t{0});
   std::stable_sort(texts.begin(), texts.end(), [&](int64_t a, int64_t b) {
-    return tokens[static_cast<size_t>(a)] > tokens[static_cast<size_t>(b)];
+    return lengths[static_cast<size_t>(a)] > lengths[static_cast<size_t>(b)];
   });
   return texts;
 }
@@ -52,17 +60,20 @@ double nanoseconds(const AttentionInput& in, double products) {
   return products * 0.02 * static_cast<double>(in.tokens) * static_cast<double>(in.size);
 }
 
-// The candidates of all texts, sorted by label in each text and cut by label into groups of about the same size.
+// The candidates of all texts that have tokens, sorted by label in each text and cut by label into groups of about the
+// same size. `texts`: the order in which each group will meet the texts.
 class Groups {
  public:
-  Groups(const AttentionInput& in, const int64_t* rows, int64_t num_rows, int threads)
+  Groups(const AttentionInput& in, const std::vector<int64_t>& lengths, const std::vector<int64_t>& texts,
+         const int64_t* rows, int64_t num_rows, int threads)
       : count_(std::max<int64_t>(1, std::min(kGroups, in.width / 128))),
         candidates_(static_cast<size_t>(in.batch * in.width)),
         begin_(static_cast<size_t>(in.batch * (count_ + 1))) {
     std::vector<int64_t> sizes(static_cast<size_t>(in.batch));
     threads = useful_threads(in.batch, 100.0 * static_cast<double>(in.width), threads);
     parallel_for(in.batch, 1, threads, [&](int, int64_t text, int64_t) {
-      sizes[static_cast<size_t>(text)] = collect(in, text, rows, num_rows);
+      const auto at = static_cast<size_t>(text);
+      sizes[at] = lengths[at] == 0 ? 0 : collect(in, text, rows, num_rows);
     });
     const std::vector<int64_t> borders = label_borders(in, sizes);
     for (int64_t text = 0; text < in.batch; ++text) {
@@ -75,11 +86,15 @@ class Groups {
         begin_[static_cast<size_t>(text * (count_ + 1) + group)] = begin - candidates_.data();
       }
     }
+    count_parts(texts, num_rows, in.bfloat16_queries);
   }
 
   int64_t count() const { return count_; }
   int64_t begin(int64_t text, int64_t group) const { return begin_[static_cast<size_t>(text * (count_ + 1) + group)]; }
+  int64_t end(int64_t text) const { return begin(text, count_); }
   const Candidate* candidate(int64_t at) const { return candidates_.data() + at; }
+  bool has_parts(int64_t row) const { return parts_[static_cast<size_t>(row)] > 0; }
+  int64_t sums() const { return sums_; }  // rows that have several parts
 
  private:
   // The candidates of a text that are not padding; returns their number.
@@ -88,7 +103,7 @@ class Groups {
     int64_t size = 0;
     for (int64_t column = 0; column < in.width; ++column) {
       const int64_t label = in.candidates == nullptr ? column : in.candidates[text * in.width + column];
-      if (label >= 0) own[size++] = {column, label, label};
+      if (label >= 0) own[size++] = {column, label, label, 0, false, false};
     }
     const auto before = [](const Candidate& a, const Candidate& b) {
       return a.label != b.label ? a.label < b.label : a.column < b.column;
@@ -123,9 +138,33 @@ class Groups {
     return borders;
   }
 
+  // Which candidate is the first and which the last to give its row a part, and where the rows of several have sums:
+  // apart, where the gradient is in another type.
+  void count_parts(const std::vector<int64_t>& texts, int64_t num_rows, bool bfloat16) {
+    parts_.resize(static_cast<size_t>(num_rows));
+    for (const int64_t text : texts) {
+      for (int64_t i = begin(text, 0); i < end(text); ++i) {
+        Candidate& candidate = candidates_[static_cast<size_t>(i)];
+        candidate.first = parts_[static_cast<size_t>(candidate.row)]++ == 0;
+      }
+    }
+    std::vector<int64_t> sum(parts_.size(), -1);
+    for (auto text = texts.rbegin(); text != texts.rend(); ++text) {
+      for (int64_t i = end(*text); i-- > begin(*text, 0);) {
+        Candidate& candidate = candidates_[static_cast<size_t>(i)];
+        int64_t& at = sum[static_cast<size_t>(candidate.row)];
+        candidate.last = at < 0;
+        if (candidate.last) at = candidate.first ? 0 : sums_++;
+        candidate.sum = bfloat16 ? at : candidate.row;
+      }
+    }
+  }
+
   int64_t count_;
   std::vector<Candidate> candidates_;
   std::vector<int64_t> begin_;
+  std::vector<int32_t> parts_;  // of each row
+  int64_t sums_ = 0;
 };
 
 // Hands out the pairs of a text and a group of labels. A text's gradient is a sum over labels and a label's one over
@@ -185,6 +224,32 @@ class Turns {
   std::condition_variable changed_;
 };
 
+// Memory that is not filled with anything.
+using Floats = std::unique_ptr<float[]>;
+Floats floats(int64_t count) { return Floats(new float[static_cast<size_t>(count)]); }
+
+size_t row_bytes(const AttentionInput& in, bool bfloat16) { return static_cast<size_t>(in.size) * (bfloat16 ? 2 : 4); }
+
+void clear_rows_without_parts(const AttentionInput& in, const Groups& groups, int64_t rows, void* grad_queries,
+                              int threads) {
+  const size_t bytes = row_bytes(in, in.bfloat16_queries);
+  parallel_for(rows, 1024, useful_threads(rows, 0.1 * static_cast<double>(bytes), threads),
+               [&](int, int64_t begin, int64_t end) {
+                 for (int64_t row = begin; row < end; ++row) {
+                   if (groups.has_parts(row)) continue;
+                   std::memset(static_cast<char*>(grad_queries) + static_cast<size_t>(row) * bytes, 0, bytes);
+                 }
+               });
+}
+
+// The rows of a text's padding, or of all of it.
+void clear_states_without_parts(const AttentionInput& in, int64_t text, bool all, char* grad_states) {
+  const size_t bytes = row_bytes(in, in.bfloat16_states);
+  for (int64_t t = 0; t < in.tokens; ++t) {
+    if (all || !in.mask[text * in.tokens + t]) std::memset(grad_states + static_cast<size_t>(t) * bytes, 0, bytes);
+  }
+}
+
 }  // namespace
 
 void label_attention(const AttentionInput& in, void* out, int set, int threads) {
@@ -195,7 +260,7 @@ void label_attention(const AttentionInput& in, void* out, int set, int threads) 
   const int64_t block = std::max<int64_t>(1, tiles / wanted) * kernels.tile;
   const int64_t blocks = (in.width + block - 1) / block;
   threads = useful_threads(in.batch * blocks, nanoseconds(in, 2.0 * static_cast<double>(block)), threads);
-  const std::vector<int64_t> texts = longest_first(in);
+  const std::vector<int64_t> texts = longest_first(lengths_of(in));
   Workspaces workspaces(threads, kernels.workspace(in, false));
   parallel_for(in.batch * blocks, 1, threads, [&](int worker, int64_t task, int64_t) {
     const int64_t begin = task % blocks * block;
@@ -205,22 +270,42 @@ void label_attention(const AttentionInput& in, void* out, int set, int threads) 
 }
 
 void label_attention_backward(const AttentionInput& in, const void* grad, const int64_t* rows, int64_t num_rows,
-                              float* grad_states, float* grad_queries, int set, int threads) {
+                              void* grad_states, void* grad_queries, int set, int threads) {
   const auto& kernels = kernels_for<AttentionKernels>(static_cast<InstructionSet>(set));
-  const Groups groups(in, rows, num_rows, threads);
+  const std::vector<int64_t> lengths = lengths_of(in), texts = longest_first(lengths);
+  const Groups groups(in, lengths, texts, rows, num_rows, threads);
   const double work = nanoseconds(in, 7.0 * static_cast<double>(in.width) / static_cast<double>(groups.count()));
   threads = static_cast<int>(
       std::min<int64_t>(std::min(in.batch, groups.count()), useful_threads(in.batch * groups.count(), work, threads)));
   threads = std::max(1, threads);
-  const std::vector<int64_t> texts = longest_first(in);
+  clear_rows_without_parts(in, groups, num_rows, grad_queries, threads);
+
+  const int64_t text_size = in.tokens * in.size;
+  std::vector<Floats> state_sums(static_cast<size_t>(in.batch));  // of texts that are begun and not ended
+  const Floats query_sums = in.bfloat16_queries ? floats(groups.sums() * in.size) : nullptr;
   Workspaces workspaces(threads, kernels.workspace(in, true));
   Turns turns(in.batch, groups.count());
   parallel_for(threads, 1, threads, [&](int worker, int64_t, int64_t) {
     turns.take([&](Turns::Turn turn) {
       const int64_t text = texts[turn.text];
       const int64_t begin = groups.begin(text, turn.group), end = groups.begin(text, turn.group + 1);
-      kernels.backward(in, text, groups.candidate(begin), end - begin, grad, grad_states, grad_queries,
+      char* states =
+          static_cast<char*>(grad_states) + static_cast<size_t>(text * in.tokens) * row_bytes(in, in.bfloat16_states);
+      if (turn.group == 0) clear_states_without_parts(in, text, groups.begin(text, 0) == groups.end(text), states);
+      if (begin == end) return;
+
+      AttentionGradients to;
+      to.first = begin == groups.begin(text, 0);
+      to.last = end == groups.end(text);
+      Floats& sums = state_sums[static_cast<size_t>(text)];
+      if (to.first && in.bfloat16_states) sums = floats(text_size);
+      to.states = states;
+      to.state_sums = in.bfloat16_states ? sums.get() : reinterpret_cast<float*>(states);
+      to.queries = grad_queries;
+      to.query_sums = in.bfloat16_queries ? query_sums.get() : static_cast<float*>(grad_queries);
+      kernels.backward(in, text, groups.candidate(begin), end - begin, groups.end(text) - end, grad, to,
                        workspaces.of(worker));
+      if (to.last) sums.reset();
     });
   });
 }

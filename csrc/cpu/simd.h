@@ -75,11 +75,16 @@ XMPLUG_INLINE Vec smaller(Vec a, Vec b) {
 #endif
 }
 
-// Words whose lower halves are the bfloat16 nearest to the numbers, ties to even. NaN stays NaN.
-XMPLUG_INLINE WordVec rounded_bits(Vec x) {
+// The bfloat16 nearest to the numbers, ties to even. NaN stays NaN. What is below the smallest normal number may become
+// 0.
+XMPLUG_INLINE HalfVec rounded_bits(Vec x) {
+#ifdef __AVX512BF16__
+  return bits_as<HalfVec>(_mm512_cvtneps_pbh(bits_as<__m512>(x)));
+#else
   const auto bits = bits_as<WordVec>(x);
   const WordVec rounded = (bits + (((bits >> 16) & 1u) + 0x7fffu)) >> 16;
-  return x == x ? rounded : (WordVec{} + 0x7fc0u);
+  return __builtin_convertvector(x == x ? rounded : (WordVec{} + 0x7fc0u), HalfVec);
+#endif
 }
 
 XMPLUG_INLINE Vec load(const float* from) { return load_as<Vec>(from); }
@@ -90,9 +95,7 @@ XMPLUG_INLINE Vec load(const BFloat16* from) {
 
 XMPLUG_INLINE void store_as(float* to, Vec value) { store(to, value); }
 
-XMPLUG_INLINE void store_as(BFloat16* to, Vec value) {
-  store(to, __builtin_convertvector(rounded_bits(value), HalfVec));
-}
+XMPLUG_INLINE void store_as(BFloat16* to, Vec value) { store(to, rounded_bits(value)); }
 
 XMPLUG_INLINE float to_float(float value) { return value; }
 

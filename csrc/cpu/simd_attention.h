@@ -44,7 +44,8 @@ struct Pairs {
     return bits_as<Vec>(_mm512_dpbf16_ps(bits_as<__m512>(c), bits_as<__m512bh>(a), bits_as<__m512bh>(b)));
   }
   static XMPLUG_INLINE Vec words(Vec first, Vec second) {
-    return bits_as<Vec>(rounded_bits(first) | (rounded_bits(second) << 16));
+    const auto words = [](Vec value) { return __builtin_convertvector(rounded_bits(value), WordVec); };
+    return bits_as<Vec>(words(first) | (words(second) << 16));
   }
 };
 #endif
@@ -152,11 +153,19 @@ XMPLUG_INLINE void store_some(T* to, Vec value, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = values[i];
 }
 
-// Starts to bring N vectors of a row of numbers into the cache, to be there when the sums are.
-template <int N, class T>
-XMPLUG_INLINE void expect(const T* row) {
+// Starts to bring N vectors of a row of sums into the cache, to be there when what is added to them is.
+template <int N>
+XMPLUG_INLINE void expect(const float* row) {
 #pragma GCC unroll 4
   for (int n = 0; n < N; ++n) __builtin_prefetch(row + n * kLanes, 1);
+}
+
+// The same for numbers that the next tile will read.
+template <int N, class T>
+XMPLUG_INLINE void expect_later(Count<N>, const T* row) {
+  constexpr int kLine = 64 / (kLanes * static_cast<int>(sizeof(T)));  // vectors in a line of the cache
+#pragma GCC unroll 4
+  for (int n = 0; n < N; n += kLine) __builtin_prefetch(row + n * kLanes, 0, 2);
 }
 
 // Folds the upper half of the lanes onto the lower one until one is left.
@@ -216,11 +225,13 @@ struct Attention {
     float* grad;           // (tile, width): G as left factor
     Right query_rows;      // Q and G as right factors: summed over the tile
     Right grad_rows;
-    float* scores;    // (tile, lanes): S, then P
-    float* d_scores;  // (tile, lanes): dP, then dS
-    float* weights;   // P or dS as left factor of X: pairs of tokens
-    float* across;    // P, and behind it dS, as left factors of G and Q: pairs of candidates
-    float* staged;    // (kLanes, width): some tokens before they are transposed
+    float* scores;    // (tile, lanes): S, then exp(S - max)
+    float* d_scores;  // (tile, lanes): dP
+    // The same memory where words are floats:
+    float* weights;         // (tile, lanes / kPer): exp(S - max), in backward dS, as left factor of X
+    float* weights_across;  // (tile / kPer, lanes): P as left factor of G
+    float* changes_across;  // (tile / kPer, lanes): dS as left factor of Q
+    float* staged;          // (kLanes, width): some tokens before they are transposed
   };
 
   // Lays out the memory from its 64-byte aligned start and returns its size in bytes.
@@ -242,15 +253,16 @@ struct Attention {
     memory.rows = {take(size_panels * round_up(in.tokens, kPer) / kPer * kPanel), 0};
     memory.query = take(tile * memory.width);
     memory.scores = take(tile * memory.lanes);
-    memory.weights = kPer == 1 ? memory.scores : take(tile * memory.lanes / kPer);
     memory.staged = take(kLanes * memory.width);
     if (backward) {
       memory.grad = take(tile * memory.width);
       memory.query_rows = {take(size_panels * tile / kPer * kPanel), 0};
       memory.grad_rows = {take(size_panels * tile / kPer * kPanel), 0};
       memory.d_scores = take(tile * memory.lanes);
-      memory.across = take(2 * (tile / kPer) * memory.lanes);
+      memory.weights_across = kPer == 1 ? memory.scores : take(tile / kPer * memory.lanes);
+      memory.changes_across = kPer == 1 ? memory.d_scores : take(tile / kPer * memory.lanes);
     }
+    memory.weights = kPer == 2 ? take(tile * memory.lanes / kPer) : backward ? memory.d_scores : memory.scores;
     return used * 4;
   }
 
@@ -270,6 +282,12 @@ struct Attention {
   static XMPLUG_INLINE void pack_left(const T* from, int64_t count, float* to) {
     auto* elements = reinterpret_cast<Element*>(to);
     for (int64_t i = 0; i < count; i += kLanes) store_as(elements + i, load_some(from + i, count - i));
+  }
+
+  // Zeros in place of the rows of a left factor behind the last one, up to the next border of micro-tiles.
+  static void clear_behind(const Memory& memory, float* rows, int64_t count) {
+    const int64_t words = (round_up(count, kRows) - count) * memory.width;
+    std::memset(rows + count * memory.width, 0, static_cast<size_t>(words) * sizeof(float));
   }
 
   // One row of words of a right factor, of one row of numbers or of two; a missing second one is null.
@@ -339,8 +357,10 @@ struct Attention {
     }
   }
 
-  // One row of S becomes exp(S - max), with 0 behind the last token; returns 1 / its sum.
-  static XMPLUG_INLINE float exponentials(const Memory& memory, float* row) {
+  // Makes exp(S - max) of one row of S and calls put(vector, numbers) with it, 0 behind the last token; returns 1 / its
+  // sum.
+  template <class Put>
+  static XMPLUG_INLINE float exponentials(const Memory& memory, float* row, const Put& put) {
     const int64_t last = memory.vectors - 1;
     const int64_t rest = memory.tokens - last * kLanes;
     store(row + last * kLanes, first_lanes(load(row + last * kLanes), rest, -__builtin_inff()));
@@ -350,38 +370,12 @@ struct Attention {
     Vec sum{};
     for (int64_t v = 0; v < last; ++v) {
       const Vec weight = exp(load(row + v * kLanes) - most);
-      store(row + v * kLanes, weight);
+      put(v, weight);
       sum += weight;
     }
     const Vec weight = first_lanes(exp(load(row + last * kLanes) - most), rest, 0.0f);
-    store(row + last * kLanes, weight);
+    put(last, weight);
     return 1.0f / sum_of_lanes(sum + weight);
-  }
-
-  // Rows of numbers as left factor of X, which is summed over tokens.
-  static XMPLUG_INLINE Left over_tokens(const Memory& memory, const float* rows, int64_t count) {
-    if (kPer == 1) return {rows, memory.lanes};
-    auto* elements = reinterpret_cast<Element*>(memory.weights);
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t v = 0; v < memory.vectors; ++v) {
-        store_as(elements + i * memory.lanes + v * kLanes, load(rows + i * memory.lanes + v * kLanes));
-      }
-    }
-    return {memory.weights, memory.lanes / kPer};
-  }
-
-  // The same rows, transposed, as left factor of what is summed over the tile.
-  static XMPLUG_INLINE LeftAcross over_tile(const Memory& memory, const float* rows, int64_t count, int which) {
-    if (kPer == 1) return {rows, memory.lanes};
-    float* words = memory.across + which * (kBackwardTile / kPer) * memory.lanes;
-    for (int64_t i = 0; i < count; i += 2) {
-      for (int64_t v = 0; v < memory.vectors; ++v) {
-        const float* at = rows + i * memory.lanes + v * kLanes;
-        store(words + i / 2 * memory.lanes + v * kLanes,
-              Words::words(load(at), i + 1 < count ? load(at + memory.lanes) : Vec{}));
-      }
-    }
-    return {words, memory.lanes};
   }
 
   static void forward(const AttentionInput& in, int64_t text, int64_t begin, int64_t end, void* out, void* workspace) {
@@ -393,19 +387,30 @@ struct Attention {
       return;
     }
     const int64_t* labels = in.candidates == nullptr ? nullptr : in.candidates + text * in.width;
+    const auto label_of = [&](int64_t candidate) { return labels == nullptr ? candidate : labels[candidate]; };
+    const auto query_of = [&](int64_t candidate) {
+      const int64_t label = label_of(candidate);
+      return static_cast<const Query*>(in.queries) + (label < 0 ? 0 : label) * in.size;
+    };
     for (int64_t first = begin; first < end; first += kTile) {
       const int64_t count = end - first < kTile ? end - first : kTile;
       float scale[kTile];
       for (int64_t i = 0; i < count; ++i) {
-        const int64_t label = labels == nullptr ? first + i : labels[first + i];
-        scale[i] = label < 0 ? 0.0f : 1.0f;
-        pack_left(static_cast<const Query*>(in.queries) + (label < 0 ? 0 : label) * in.size, in.size,
-                  memory.query + i * memory.width);
+        scale[i] = label_of(first + i) < 0 ? 0.0f : 1.0f;
+        pack_left(query_of(first + i), in.size, memory.query + i * memory.width);
       }
+      clear_behind(memory, memory.query, count);
       with_tokens(memory, memory.query, count, memory.scores);
-      for (int64_t i = 0; i < count; ++i) scale[i] *= exponentials(memory, memory.scores + i * memory.lanes);
-      const Left weights = over_tokens(memory, memory.scores, count);
+      for (int64_t i = 0; i < count; ++i) {
+        Element* weights = reinterpret_cast<Element*>(memory.weights) + i * memory.lanes;
+        scale[i] *= exponentials(memory, memory.scores + i * memory.lanes,
+                                 [&](int64_t v, Vec weight) { store_as(weights + v * kLanes, weight); });
+      }
+      const Left weights{memory.weights, memory.lanes / kPer};
       for_tiles(count, memory.size_vectors, [&](auto number, int64_t row, int64_t vector) {
+        for (int64_t next = first + kTile + row, i = 0; i < kRows && next + i < end; ++i) {
+          expect_later(number, query_of(next + i) + vector * kLanes);
+        }
         write_views(number, in, memory, weights, row, vector, count, scale, views + first * in.size);
       });
     }
@@ -430,88 +435,112 @@ struct Attention {
   }
 
   static void backward(const AttentionInput& in, int64_t text, const Candidate* candidates, int64_t count,
-                       const void* grad, float* grad_states, float* grad_queries, void* workspace) {
+                       int64_t ahead, const void* grad, AttentionGradients to, void* workspace) {
     Memory memory = memory_at(in, true, workspace);
     load_text(in, text, workspace, memory);
-    if (memory.tokens == 0) return;
     const State* grads = static_cast<const State*>(grad) + text * in.width * in.size;
-    grad_states += text * in.tokens * in.size;
+    const bool ends = to.last;
     while (count > 0) {
       // Tiles of about the same size: a last one of few candidates would cost nearly as much as a full one.
       const int64_t tiles = (count + kBackwardTile - 1) / kBackwardTile;
       const int64_t size = (count + tiles - 1) / tiles;
-      backward_tile(in, memory, candidates, size, grads, grad_states, grad_queries);
-      candidates += size;
       count -= size;
+      to.last = ends && count == 0;
+      backward_tile(in, memory, candidates, size, count + ahead, grads, to);
+      candidates += size;
+      to.first = false;
     }
   }
 
   static void backward_tile(const AttentionInput& in, Memory& memory, const Candidate* candidates, int64_t count,
-                            const State* grads, float* grad_states, float* grad_queries) {
-    const auto* queries = static_cast<const Query*>(in.queries);
+                            int64_t ahead, const State* grads, const AttentionGradients& to) {
+    const auto query_of = [&](int64_t i) {
+      return static_cast<const Query*>(in.queries) + candidates[i].label * in.size;
+    };
+    const auto grad_of = [&](int64_t i) { return grads + candidates[i].column * in.size; };
     memory.query_rows.depth = memory.grad_rows.depth = round_up(count, kPer) / kPer;
     for (int64_t i = 0; i < count; ++i) {
-      const Query* query = queries + candidates[i].label * in.size;
-      const State* grad = grads + candidates[i].column * in.size;
-      pack_left(query, in.size, memory.query + i * memory.width);
-      pack_left(grad, in.size, memory.grad + i * memory.width);
+      pack_left(query_of(i), in.size, memory.query + i * memory.width);
+      pack_left(grad_of(i), in.size, memory.grad + i * memory.width);
       if (i % kPer != 0) continue;
       const bool paired = kPer == 2 && i + 1 < count;
-      pack_right(query, paired ? queries + candidates[i + 1].label * in.size : static_cast<const Query*>(nullptr),
-                 in.size, memory.query_rows, i / kPer);
-      pack_right(grad, paired ? grads + candidates[i + 1].column * in.size : static_cast<const State*>(nullptr),
-                 in.size, memory.grad_rows, i / kPer);
+      pack_right(query_of(i), paired ? query_of(i + 1) : nullptr, in.size, memory.query_rows, i / kPer);
+      pack_right(grad_of(i), paired ? grad_of(i + 1) : nullptr, in.size, memory.grad_rows, i / kPer);
     }
+    clear_behind(memory, memory.query, count);
+    clear_behind(memory, memory.grad, count);
     with_tokens(memory, memory.query, count, memory.scores);
     with_tokens(memory, memory.grad, count, memory.d_scores);
-    for (int64_t i = 0; i < count; ++i) {
-      float* weights = memory.scores + i * memory.lanes;
-      float* grad = memory.d_scores + i * memory.lanes;
-      const Vec scale = splat(exponentials(memory, weights));
-      Vec sum{};
-      for (int64_t v = 0; v < memory.vectors; ++v) {
-        const Vec weight = load(weights + v * kLanes) * scale;
-        store(weights + v * kLanes, weight);
-        sum += weight * load(grad + v * kLanes);
-      }
-      const Vec mean = splat(sum_of_lanes(sum));
-      for (int64_t v = 0; v < memory.vectors; ++v) {
-        const Vec change = load(weights + v * kLanes) * (load(grad + v * kLanes) - mean);
-        store(grad + v * kLanes, change);
-      }
-    }
-    const Left changes = over_tokens(memory, memory.d_scores, count);
+    for (int64_t i = 0; i < count; i += kPer) finish_scores(memory, i, count);
+    const Left changes{memory.weights, memory.lanes / kPer};
     for_tiles(count, memory.size_vectors, [&](auto number, int64_t row, int64_t vector) {
-      add_to_queries(number, in, memory, changes, row, vector, candidates, count, grad_queries);
+      for (int64_t i = row; i < row + kRows && i < ahead; ++i) {
+        expect_later(number, query_of(count + i) + vector * kLanes);
+        expect_later(number, grad_of(count + i) + vector * kLanes);
+      }
+      write_queries(number, in, memory, changes, row, vector, candidates, count, to);
     });
-    const LeftAcross weights_across = over_tile(memory, memory.scores, count, 0);
-    const LeftAcross changes_across = over_tile(memory, memory.d_scores, count, 1);
+    const LeftAcross weights_across{memory.weights_across, memory.lanes};
+    const LeftAcross changes_across{memory.changes_across, memory.lanes};
     for_tiles(memory.tokens, memory.size_vectors, [&](auto number, int64_t row, int64_t vector) {
-      add_to_states(number, in, memory, weights_across, changes_across, row, vector, grad_states);
+      write_states(number, in, memory, weights_across, changes_across, row, vector, to);
     });
   }
 
+  // P and dS of the rows of a word from row i on, as left factors.
+  static XMPLUG_INLINE void finish_scores(const Memory& memory, int64_t i, int64_t count) {
+    Vec scale[kPer] = {}, mean[kPer] = {};
+    for (int j = 0; j < kPer; ++j) {
+      float* scores = memory.scores + (i + j) * memory.lanes;
+      const float* d_scores = memory.d_scores + (i + j) * memory.lanes;
+      if (i + j >= count) break;
+      Vec sum{};
+      scale[j] = splat(exponentials(memory, scores, [&](int64_t v, Vec weight) {
+        store(scores + v * kLanes, weight);
+        sum += weight * load(d_scores + v * kLanes);
+      }));
+      mean[j] = splat(sum_of_lanes(sum * scale[j]));
+    }
+    for (int64_t v = 0; v < memory.vectors; ++v) {
+      Vec weights[kPer], changes[kPer];
+      for (int j = 0; j < kPer; ++j) {
+        const int64_t at = (i + j) * memory.lanes + v * kLanes;
+        const bool there = i + j < count;
+        weights[j] = there ? load(memory.scores + at) * scale[j] : Vec{};
+        changes[j] = there ? weights[j] * (load(memory.d_scores + at) - mean[j]) : Vec{};
+        store_as(reinterpret_cast<Element*>(memory.weights) + at, changes[j]);
+      }
+      const int64_t at = i / kPer * memory.lanes + v * kLanes;
+      store(memory.weights_across + at, Words::words(weights[0], weights[kPer - 1]));
+      store(memory.changes_across + at, Words::words(changes[0], changes[kPer - 1]));
+    }
+  }
+
   template <int N>
-  static XMPLUG_APART void add_to_queries(Count<N>, const AttentionInput& in, const Memory& memory, Left changes,
-                                          int64_t row, int64_t vector, const Candidate* candidates, int64_t count,
-                                          float* grad_queries) {
+  static XMPLUG_APART void write_queries(Count<N>, const AttentionInput& in, const Memory& memory, Left changes,
+                                         int64_t row, int64_t vector, const Candidate* candidates, int64_t count,
+                                         const AttentionGradients& to) {
     for (int m = 0; m < kRows && row + m < count; ++m) {
-      expect<N>(grad_queries + candidates[row + m].row * in.size + vector * kLanes);
+      const Candidate& candidate = candidates[row + m];
+      if (!candidate.first) expect<N>(to.query_sums + candidate.sum * in.size + vector * kLanes);
     }
     Vec sums[kRows][N] = {};
     multiply<Words>(sums, changes, row, memory.rows, vector);
 #pragma GCC unroll 6
     for (int m = 0; m < kRows; ++m) {
       if (row + m >= count) break;
-      add_rows(sums[m], grad_queries + candidates[row + m].row * in.size, vector, in.size);
+      const Candidate& candidate = candidates[row + m];
+      write_part(sums[m], to.query_sums + candidate.sum * in.size,
+                 static_cast<Query*>(to.queries) + candidate.row * in.size, candidate.first, candidate.last, vector,
+                 in.size);
     }
   }
 
   template <int N>
-  static XMPLUG_APART void add_to_states(Count<N>, const AttentionInput& in, const Memory& memory, LeftAcross weights,
-                                         LeftAcross changes, int64_t row, int64_t vector, float* grad_states) {
-    for (int m = 0; m < kRows && row + m < memory.tokens; ++m) {
-      expect<N>(grad_states + memory.index[row + m] * in.size + vector * kLanes);
+  static XMPLUG_APART void write_states(Count<N>, const AttentionInput& in, const Memory& memory, LeftAcross weights,
+                                        LeftAcross changes, int64_t row, int64_t vector, const AttentionGradients& to) {
+    for (int m = 0; m < kRows && row + m < memory.tokens && !to.first; ++m) {
+      expect<N>(to.state_sums + memory.index[row + m] * in.size + vector * kLanes);
     }
     Vec sums[kRows][N] = {};
     multiply<Words>(sums, weights, row, memory.grad_rows, vector);
@@ -519,16 +548,24 @@ struct Attention {
 #pragma GCC unroll 6
     for (int m = 0; m < kRows; ++m) {
       if (row + m >= memory.tokens) break;
-      add_rows(sums[m], grad_states + memory.index[row + m] * in.size, vector, in.size);
+      const int64_t at = memory.index[row + m] * in.size;
+      write_part(sums[m], to.state_sums + at, static_cast<State*>(to.states) + at, to.first, to.last, vector, in.size);
     }
   }
 
-  template <int N>
-  static XMPLUG_INLINE void add_rows(Vec (&sums)[N], float* to, int64_t vector, int64_t size) {
+  // Some vectors of a part of a row: to the sum of the parts, or, with the last one, to the result.
+  template <int N, class T>
+  static XMPLUG_INLINE void write_part(Vec (&part)[N], float* sum, T* result, bool first, bool last, int64_t vector,
+                                       int64_t size) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) {
       const int64_t at = (vector + n) * kLanes;
-      store_some(to + at, load_some(to + at, size - at) + sums[n], size - at);
+      const Vec all = first ? part[n] : load_some(sum + at, size - at) + part[n];
+      if (last) {
+        store_some(result + at, all, size - at);
+      } else {
+        store_some(sum + at, all, size - at);
+      }
     }
   }
 };
@@ -559,10 +596,8 @@ void attention_forward(const AttentionInput& in, int64_t text, int64_t begin, in
 }
 
 void attention_backward(const AttentionInput& in, int64_t text, const Candidate* candidates, int64_t count,
-                        const void* grad, float* grad_states, float* grad_queries, void* workspace) {
-  with_types(in, [&](auto attention) {
-    attention.backward(in, text, candidates, count, grad, grad_states, grad_queries, workspace);
-  });
+                        int64_t ahead, const void* grad, const AttentionGradients& to, void* workspace) {
+  with_types(in, [&](auto attention) { attention.backward(in, text, candidates, count, ahead, grad, to, workspace); });
 }
 
 }  // namespace

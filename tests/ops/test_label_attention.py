@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -134,6 +135,39 @@ def test_queries_may_have_another_type_than_states(queries_dtype: torch.dtype) -
     np.testing.assert_allclose(
         found[0].float().numpy(), by_hand(states.to(other), mask, queries, candidates), atol=0.05
     )
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """New tensors hold NaN, not zeros by chance."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtypes", list(itertools.product([torch.float32, torch.bfloat16], repeat=2)), ids=str)
+@pytest.mark.parametrize(("labels", "c"), [("all", None), ("anywhere", 400), ("anywhere", 230), ("in one place", 400)])
+def test_gradients_come_in_parts(labels: str, c: int | None, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    # Texts of which one has no token and one no candidate, labels that no text and that many texts have, and
+    # more candidates in one place than are worked on at a time.
+    states, mask, queries, candidates = example(6, 40, 24, 900, c)
+    mask[1] = False
+    if candidates is not None:
+        candidates[2] = -1
+        candidates[4] = candidates[3]
+        if labels == "in one place":
+            candidates[:5].clamp_(max=10)
+    states, queries = states.to(dtypes[0]), (queries * 0.2).to(dtypes[1])
+    grad = torch.randn(6, c or 900, 24)
+    found = gradients(states, mask, queries, candidates, grad)
+    wide = gradients(states.double(), mask, queries.double(), candidates, grad.to(dtypes[0]))
+    assert [each.dtype for each in found] == [dtypes[0], *dtypes]
+    for ours, exact in zip(found, wide, strict=True):
+        assert ours.isfinite().all()
+        tolerance = 1e-5 if dtypes == (torch.float32, torch.float32) else 0.02
+        assert float((ours.double() - exact).norm()) <= tolerance * float(exact.norm())
 
 
 @pytest.mark.usefixtures("restore_threads")

@@ -155,19 +155,19 @@ def _label_attention_backward(
         return reference.label_attention_backward(grad, states, mask, queries, candidates, rows)
     grad = grad.contiguous()
     arrays = _contiguous(states, mask, queries, candidates)
-    grad_states = torch.zeros(states.shape, dtype=torch.float32)
-    grad_queries = torch.zeros(_query_rows(queries, rows), dtype=torch.float32)
+    grad_states = states.new_empty(states.shape)
+    grad_queries = queries.new_empty(_query_rows(queries, rows))
     module.label_attention_backward(
         _input(module, *arrays),
         grad.data_ptr(),
         0 if rows is None else rows.data_ptr(),
-        0 if rows is None else len(rows),
+        len(grad_queries),
         grad_states.data_ptr(),
         grad_queries.data_ptr(),
         native.instruction_set(),
         native.threads(),
     )
-    return grad_states.to(states.dtype), grad_queries.to(queries.dtype)
+    return grad_states, grad_queries
 
 
 def _query_rows(queries: Tensor, rows: Tensor | None) -> tuple[int, int]:
