@@ -26,7 +26,7 @@ cudaStream_t stream_of(uintptr_t stream) { return reinterpret_cast<cudaStream_t>
 xmplug::cuda::AttentionInput attention_input(uintptr_t states, uintptr_t token, uintptr_t lengths, uintptr_t queries,
                                              uintptr_t candidates, int64_t batch, int64_t tokens, int64_t size,
                                              int64_t width, int64_t labels, int states_type, int queries_type,
-                                             bool tensor_cores) {
+                                             int products) {
   return {at<const void>(states),
           at<const int32_t>(token),
           at<const int32_t>(lengths),
@@ -39,7 +39,19 @@ xmplug::cuda::AttentionInput attention_input(uintptr_t states, uintptr_t token, 
           labels,
           static_cast<xmplug::cuda::Type>(states_type),
           static_cast<xmplug::cuda::Type>(queries_type),
-          tensor_cores};
+          static_cast<xmplug::cuda::Products>(products)};
+}
+
+// Whether there is code for compute capability 9.0 itself: what is made at run time for a lesser one has no wgmma.
+constexpr bool has_wgmma() {
+#ifdef __CUDACC__
+  for (const int architecture : {__CUDA_ARCH_LIST__}) {
+    if (architecture == 900) return true;
+  }
+  return false;
+#else
+  return true;
+#endif
 }
 
 void pack_tokens(uintptr_t mask, int64_t batch, int64_t tokens, uintptr_t token, uintptr_t lengths, uintptr_t stream) {
@@ -141,6 +153,7 @@ void add_rounded(uintptr_t weight, uintptr_t change, int64_t size, int64_t posit
 PYBIND11_MODULE(XMPLUG_MODULE, module) {
   module.doc() = "Native CUDA kernels of xmplug; call them through xmplug.ops.";
   const pybind11::call_guard<pybind11::gil_scoped_release> without_gil;
+  module.attr("has_wgmma") = has_wgmma();
   pybind11::class_<xmplug::cuda::AttentionInput>(module, "AttentionInput").def(pybind11::init(&attention_input));
   pybind11::class_<xmplug::cuda::AttentionPlan>(module, "AttentionPlan")
       .def(pybind11::init(&xmplug::cuda::plan_backward))

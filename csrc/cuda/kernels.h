@@ -12,7 +12,11 @@ namespace xmplug::cuda {
 
 enum class Type { kFloat32, kBFloat16, kFloat16 };
 
-// The arguments of multi-label attention. Queries have the type of the states, or float32.
+// The instructions that multiply matrices of 16-bit numbers: plain multiply-adds in float32, on any device; those of
+// tensor cores, from compute capability 8.0 on; those of warpgroups, on 9.0 alone.
+enum class Products { kFma, kMma, kWgmma };
+
+// The arguments of multi-label attention. Queries have the type of the states, or float32. Below 2^31 labels.
 struct AttentionInput {
   const void* states;         // (batch, tokens, size)
   const int32_t* token;       // (batch, tokens): where in its text the first, the second ... token is
@@ -21,7 +25,7 @@ struct AttentionInput {
   const int64_t* candidates;  // (batch, width), negative = padding; null = all labels, and width = labels
   int64_t batch, tokens, size, width, labels;
   Type states_type, queries_type;
-  bool tensor_cores;
+  Products products;
 };
 
 // Of each text of `mask` (batch, tokens), where its tokens are, and how many: the `token` and `lengths` of attention.

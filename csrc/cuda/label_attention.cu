@@ -1,6 +1,7 @@
-// Multi-label attention, forward. A block makes the views of 64 labels of one text: scores of all tokens, a softmax,
-// and the weighted sums of the states. The attention weights of 64 labels and some hundred tokens stay in shared
-// memory, in the type of the states; what a device has no room for is done in turns, whose sums meet in `partial`.
+// Multi-label attention, forward. A block makes the views of 64 labels of one text, or 128 with wgmma: scores of all
+// tokens, a softmax, and the weighted sums of the states. The attention weights of these labels and some hundred tokens
+// stay in shared memory, in the type of the states; what a device has no room for is done in turns, whose sums meet in
+// `partial`.
 #include <algorithm>
 
 #include "label_attention.h"
@@ -8,14 +9,36 @@
 namespace xmplug::cuda {
 namespace {
 
-constexpr int kLabels = 64;     // of a block
-constexpr int kMostBlocks = 8;  // of tokens, kWide each, in a turn
 // How many blocks a multiprocessor has shared memory for, in texts of 512 tokens: so many must find registers.
+template <class Engine>
+__host__ __device__ constexpr int blocks_at_once() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-constexpr int kBlocks = 2;
+  return Engine::kWarpgroups ? 1 : 2;
 #else
-constexpr int kBlocks = 1;
+  return 1;
 #endif
+}
+
+// What a block knows of its labels. With wgmma it has 3 KiB for it: weights of 512 tokens and the stages of the
+// pipeline take the other 224 of the 227 that a block can have.
+template <class Engine>
+struct Labels {
+  static constexpr int kCount = Engine::kTall;
+  static constexpr int kMostBlocks = Engine::kWarpgroups ? 2 : 8;  // of tokens, kWide each, in a turn
+
+  int32_t label[kCount];               // -1 = none
+  float largest[kCount], sum[kCount];  // of the scores so far; of exp(score - largest)
+  float before[kMostBlocks][kCount];   // the largest before each block of this turn
+  float of_warps[Engine::kWarpsAcross][kCount];
+
+  // What its views are multiplied by: 1 / sum, or 0 where there is nothing to see. In place of what warps have found.
+  __device__ float& scale(int row) { return of_warps[0][row]; }
+  // By how much the largest grows in a block of the turn that has `blocks`, and exp(score - largest) shrinks.
+  __device__ float shrinks(int row, int block, int blocks) const {
+    return expf(before[block][row] - (block + 1 < blocks ? before[block + 1][row] : largest[row]));
+  }
+};
+static_assert(sizeof(Labels<Wgmma<BFloat16>>) == 3 * 1024);
 
 // The places of each text's tokens, in order, and their number. A warp a text.
 __global__ void __launch_bounds__(32) pack(const bool* mask, int64_t tokens, int32_t* token, int32_t* lengths) {
@@ -32,11 +55,11 @@ __global__ void __launch_bounds__(32) pack(const bool* mask, int64_t tokens, int
 }
 
 // Writes factor(row) times the sums of a tile that begins at view `first` and column `from`, to `views` there.
-template <class Sum, class T, class Factor>
-__device__ void write_views(Sum& sums, T* views, const AttentionInput& in, int64_t first, int from,
-                            const Factor& factor) {
+template <class Engine, class T, class Factor>
+__device__ void write_views(Sums<Engine, Engine::kTall, Engine::kWide>& sums, T* views, const AttentionInput& in,
+                            int64_t first, int from, const Factor& factor) {
   const bool pairs = in.size % 2 == 0;  // and then every row begins on a border of two elements
-  const auto rows = static_cast<int>(in.width - first < kLabels ? in.width - first : kLabels);
+  const auto rows = static_cast<int>(in.width - first < Engine::kTall ? in.width - first : Engine::kTall);
   const int columns = static_cast<int>(in.size) - from;
   sums.each([&](int row, int column, float& a, float& b) {
     if (row >= rows || column >= columns) return;
@@ -55,10 +78,10 @@ __device__ void write_views(Sum& sums, T* views, const AttentionInput& in, int64
 }
 
 // Adds factor(row) times what was written there before.
-template <class Sum, class Factor>
-__device__ void add_partial(Sum& sums, const float* partial, const AttentionInput& in, int64_t first, int from,
-                            const Factor& factor) {
-  const auto rows = static_cast<int>(in.width - first < kLabels ? in.width - first : kLabels);
+template <class Engine, class Factor>
+__device__ void add_partial(Sums<Engine, Engine::kTall, Engine::kWide>& sums, const float* partial,
+                            const AttentionInput& in, int64_t first, int from, const Factor& factor) {
+  const auto rows = static_cast<int>(in.width - first < Engine::kTall ? in.width - first : Engine::kTall);
   const int columns = static_cast<int>(in.size) - from;
   sums.each([&](int row, int column, float& a, float& b) {
     if (row >= rows || column >= columns) return;
@@ -68,84 +91,96 @@ __device__ void add_partial(Sum& sums, const float* partial, const AttentionInpu
   });
 }
 
+template <class Engine>
+struct AttendMemory {  // of a block of `attend`
+  using Queries = Tile<Engine, Engine::kTall, Engine::kDepth>;
+  using Tokens = Tile<Engine, Engine::kWide, Engine::kDepth>;
+  using Columns = Tile<Engine, Engine::kDepth, Engine::kWide>;  // of the states
+  using Weights = Tile<Engine, Engine::kTall, Engine::kWide>;   // of one block of tokens
+  static constexpr int kStage = Queries::kBytes + Tokens::kBytes, kStages = Engine::kStages * kStage;
+
+  static size_t bytes(int turn_tokens) {
+    return kStages + static_cast<size_t>(turn_tokens / Engine::kWide) * Weights::kBytes;
+  }
+};
+
 template <class Engine, class State, class Query>
-__global__ void __launch_bounds__(kTileThreads, kBlocks)
+__global__ void __launch_bounds__(kTileThreads, blocks_at_once<Engine>())
     attend(const AttentionInput in, State* views, float* log_sums, float* partial, int turn_tokens) {
   if constexpr (is_used_here<Engine, State>()) {
-    using Element = typename Engine::Element;
-    constexpr int kDepth = Engine::kDepth, kWide = Engine::kWide;
-    constexpr int kStageBytes = (kLabels + kWide) * kDepth * static_cast<int>(sizeof(Element));
+    using Memory = AttendMemory<Engine>;
+    constexpr int kDepth = Engine::kDepth, kWide = Engine::kWide, kTall = Engine::kTall;
 
-    const int64_t tiles = parts(in.width, kLabels);
+    const int64_t tiles = parts(in.width, kTall);
     const int64_t text = static_cast<int64_t>(blockIdx.x) / tiles;
-    const int64_t first = static_cast<int64_t>(blockIdx.x) % tiles * kLabels;
+    const int64_t first = static_cast<int64_t>(blockIdx.x) % tiles * kTall;
     const int length = in.lengths[text], size = static_cast<int>(in.size);
 
-    __shared__ int64_t label[kLabels];
-    __shared__ float largest[kLabels], sum[kLabels];    // of the scores so far; of exp(score - largest)
-    __shared__ float scale[kLabels];                    // of the views: 1 / sum, or 0 where there is nothing to see
-    __shared__ float before[kMostBlocks + 1][kLabels];  // the largest before each block of this turn, and after
-    __shared__ float of_warps[kWarpsAcross][kLabels];
-    auto* weights = reinterpret_cast<Element*>(dynamic_shared());  // (kLabels, turn_tokens)
-    char* stages = dynamic_shared() + static_cast<size_t>(kLabels * turn_tokens) * sizeof(Element);
+    __shared__ Labels<Engine> of;
+    char* stages = dynamic_shared();
+    const auto weights = [&](int block) {
+      return typename Memory::Weights(stages + Memory::kStages + block * Memory::Weights::kBytes);
+    };
 
     const auto thread = static_cast<int>(threadIdx.x);
-    const int across = thread / 32 % kWarpsAcross;
-    if (thread < kLabels) {
-      label[thread] = label_of(in, text, first + thread);
-      largest[thread] = -INFINITY;
-      sum[thread] = scale[thread] = 0.0F;
+    const int across = thread / 32 % Engine::kWarpsAcross;
+    if (thread < kTall) {
+      of.label[thread] = static_cast<int32_t>(label_of(in, text, first + thread));
+      of.largest[thread] = -INFINITY;
+      of.sum[thread] = of.scale(thread) = 0.0F;
     }
     __syncthreads();
-    const LabelRows<Query> query{static_cast<const Query*>(in.queries), label, in.size};
+    const LabelRows<Query> query{static_cast<const Query*>(in.queries), of.label, in.size};
     const bool pieces = in_pieces(static_cast<const State*>(in.states), in.size) && in_pieces(query.table, in.size);
 
     for (int turn = 0; turn == 0 || turn < length; turn += turn_tokens) {
       const int blocks = parts(length - turn < turn_tokens ? length - turn : turn_tokens, kWide);
-      if (thread < kLabels) before[0][thread] = largest[thread];
 
       // Scores, and from them weights = exp(score - largest so far).
       for (int block = 0; block < blocks; ++block) {
         const auto token = token_rows<State>(in, text, length, turn + block * kWide);
-        Sums<Engine, kLabels, kWide> scores;
-        pipeline(
-            stages, kStageBytes, parts(size, kDepth),
+        Sums<Engine, kTall, kWide> scores;
+        pipeline<Engine::kStages>(
+            stages, parts(size, kDepth), Memory::kStage,
             [&](char* stage, int i) {
-              auto* left = reinterpret_cast<Element*>(stage);
-              load_tile<kLabels, kDepth>(left, query, i * kDepth, size, pieces);
-              load_tile<kWide, kDepth>(left + kLabels * kDepth, token, i * kDepth, size, pieces);
+              load_tile(typename Memory::Queries(stage), query, i * kDepth, size, pieces);
+              load_tile(typename Memory::Tokens(stage + Memory::Queries::kBytes), token, i * kDepth, size, pieces);
             },
             [&](char* stage, int) {
-              const auto* left = reinterpret_cast<const Element*>(stage);
-              scores.add_product(Operand<Element, false>{left, kDepth}, 0,
-                                 Operand<Element, false>{left + kLabels * kDepth, kDepth}, kDepth);
-            });
+              scores.add_product(depth_across(typename Memory::Queries(stage)), 0,
+                                 depth_across(typename Memory::Tokens(stage + Memory::Queries::kBytes)));
+            },
+            scores);
         scores.each([&](int, int column, float& a, float& b) {
           if (column >= token.count) a = -INFINITY;
           if (column + 1 >= token.count) b = -INFINITY;
         });
         scores.reduce_rows(
             -INFINITY, [](float a, float b) { return fmaxf(a, b); },
-            [&](int row, float value) { of_warps[across][row] = value; });
+            [&](int row, float value) { of.of_warps[across][row] = value; });
         __syncthreads();
-        if (thread < kLabels) {
-          float now = largest[thread];
-          for (int warp = 0; warp < kWarpsAcross; ++warp) now = fmaxf(now, of_warps[warp][thread]);
-          sum[thread] *= expf(largest[thread] - now);
-          largest[thread] = before[block + 1][thread] = now;
+        if (thread < kTall) {
+          const float before = of.largest[thread];
+          float now = before;
+          for (int warp = 0; warp < Engine::kWarpsAcross; ++warp) now = fmaxf(now, of.of_warps[warp][thread]);
+          of.sum[thread] *= expf(before - now);
+          of.before[block][thread] = before;
+          of.largest[thread] = now;
         }
         __syncthreads();
+        const auto weight = weights(block);
         scores.each([&](int row, int column, float& a, float& b) {
-          a = expf(a - largest[row]);
-          b = expf(b - largest[row]);
-          write_2(weights + place<Element>(row, block * kWide + column, turn_tokens), a, b);
+          a = expf(a - of.largest[row]);
+          b = expf(b - of.largest[row]);
+          write_2(weight.at(row, column), a, b);
         });
         scores.reduce_rows(
-            0.0F, [](float a, float b) { return a + b; }, [&](int row, float value) { of_warps[across][row] = value; });
+            0.0F, [](float a, float b) { return a + b; },
+            [&](int row, float value) { of.of_warps[across][row] = value; });
         __syncthreads();
-        if (thread < kLabels) {
-          for (int warp = 0; warp < kWarpsAcross; ++warp) sum[thread] += of_warps[warp][thread];
-          scale[thread] = label[thread] < 0 ? 0.0F : 1.0F / sum[thread];
+        if (thread < kTall) {
+          for (int warp = 0; warp < Engine::kWarpsAcross; ++warp) of.sum[thread] += of.of_warps[warp][thread];
+          of.scale(thread) = of.label[thread] < 0 ? 0.0F : 1.0F / of.sum[thread];
         }
       }
       __syncthreads();
@@ -154,35 +189,36 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
       // at its time: what is there shrinks where the next has a larger one.
       const bool begun = turn > 0, ends = turn + turn_tokens >= length;
       for (int from = 0; from < size; from += kWide) {
-        Sums<Engine, kLabels, kWide> view;
+        Sums<Engine, kTall, kWide> view;
         for (int block = 0; block < blocks; ++block) {
           if (block > 0) {
             view.each([&](int row, int, float& a, float& b) {
-              const float factor = expf(before[block][row] - before[block + 1][row]);
+              const float factor = of.shrinks(row, block, blocks);
               a *= factor;
               b *= factor;
             });
           }
           const int begin = turn + block * kWide;
           const int here = length - begin < kWide ? length - begin : kWide;
-          pipeline(
-              stages, kStageBytes, parts(here, kDepth),
+          constexpr int kStage = Memory::Columns::kBytes;
+          pipeline<Memory::kStages / kStage>(
+              stages, parts(here, kDepth), kStage,
               [&](char* stage, int i) {
                 const auto token = token_rows<State>(in, text, length, begin + i * kDepth);
-                load_tile<kDepth, kWide>(reinterpret_cast<Element*>(stage), token, from, size, pieces);
+                load_tile(typename Memory::Columns(stage), token, from, size, pieces);
               },
               [&](char* stage, int i) {
-                view.add_product(Operand<Element, false>{weights, turn_tokens}, block * kWide + i * kDepth,
-                                 Operand<Element, true>{reinterpret_cast<const Element*>(stage), kWide}, kDepth);
-              });
+                view.add_product(depth_across(weights(block)), i * kDepth, depth_down(typename Memory::Columns(stage)));
+              },
+              view);
         }
         const auto first_view = (text * in.width + first) * in.size + from;
         if (begun) {
           add_partial(view, partial + first_view, in, first, from,
-                      [&](int row) { return expf(before[0][row] - largest[row]); });
+                      [&](int row) { return expf(of.before[0][row] - of.largest[row]); });
         }
         if (ends) {
-          write_views(view, views + first_view, in, first, from, [&](int row) { return scale[row]; });
+          write_views(view, views + first_view, in, first, from, [&](int row) { return of.scale(row); });
         } else {
           write_views(view, partial + first_view, in, first, from, [](int) { return 1.0F; });
         }
@@ -190,9 +226,9 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
       __syncthreads();
     }
     // Where there is nothing to see, weights made again are exp(score - inf) = 0.
-    if (thread < kLabels && first + thread < in.width) {
-      const bool there = label[thread] >= 0 && length > 0;
-      log_sums[text * in.width + first + thread] = there ? largest[thread] + logf(sum[thread]) : INFINITY;
+    if (thread < kTall && first + thread < in.width) {
+      const bool there = of.label[thread] >= 0 && length > 0;
+      log_sums[text * in.width + first + thread] = there ? of.largest[thread] + logf(of.sum[thread]) : INFINITY;
     }
   } else {
     __trap();  // compiled for another kind of device than the host took this one for
@@ -202,11 +238,10 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
 // How many tokens of weights a block has room for: a multiple of kWide.
 template <class Engine>
 int turn_tokens(const AttentionInput& in) {
-  constexpr int64_t kElement = sizeof(typename Engine::Element);
-  constexpr int64_t kStatic = 6 * 1024;  // the arrays of `attend`
+  using Memory = AttendMemory<Engine>;
   const int64_t room =
-      shared_bytes_of_a_block() - kStatic - kStages * (kLabels + Engine::kWide) * Engine::kDepth * kElement;
-  const int64_t most = std::min<int64_t>(kMostBlocks, room / (kLabels * kElement) / Engine::kWide);
+      shared_bytes_of_a_block() - static_cast<int64_t>(sizeof(Labels<Engine>)) - static_cast<int64_t>(Memory::bytes(0));
+  const int64_t most = std::min<int64_t>(Labels<Engine>::kMostBlocks, room / Memory::Weights::kBytes);
   return static_cast<int>(std::max<int64_t>(1, std::min(most, parts(in.tokens, Engine::kWide)))) * Engine::kWide;
 }
 
@@ -218,21 +253,21 @@ void pack_tokens(const bool* mask, int64_t batch, int64_t tokens, int32_t* token
 }
 
 bool label_attention_takes_turns(const AttentionInput& in) {
-  return in.tokens >
-         (in.tensor_cores && in.states_type != Type::kFloat32 ? turn_tokens<Mma<BFloat16>>(in) : turn_tokens<Fma>(in));
+  bool turns = false;
+  dispatch(in, [&](auto engine, auto, auto) { turns = in.tokens > turn_tokens<decltype(engine)>(in); });
+  return turns;
 }
 
 void label_attention(const AttentionInput& in, void* views, float* log_sums, float* partial, cudaStream_t stream) {
+  if (in.labels > INT32_MAX) throw std::invalid_argument("label_attention: 2^31 labels or more");
   if (in.batch * in.width == 0) return;
   dispatch(in, [&](auto engine, auto state, auto query) {
     using Engine = decltype(engine);
     using State = decltype(state);
     using Query = decltype(query);
     const int tokens = turn_tokens<Engine>(in);
-    const auto shared = static_cast<size_t>(kLabels * tokens + kStages * (kLabels + Engine::kWide) * Engine::kDepth) *
-                        sizeof(typename Engine::Element);
-    launch(attend<Engine, State, Query>, static_cast<unsigned>(in.batch * parts(in.width, kLabels)), kTileThreads,
-           shared, stream, in, static_cast<State*>(views), log_sums, partial, tokens);
+    launch(attend<Engine, State, Query>, static_cast<unsigned>(in.batch * parts(in.width, Engine::kTall)), kTileThreads,
+           AttendMemory<Engine>::bytes(tokens), stream, in, static_cast<State*>(views), log_sums, partial, tokens);
   });
 }
 

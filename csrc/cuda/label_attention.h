@@ -18,7 +18,7 @@ struct TokenRows {  // the states of token `first` and those after it
 template <class T>
 struct LabelRows {  // rows of a table that `row` says, -1 = none
   const T* table;
-  const int64_t* row;
+  const int32_t* row;
   int64_t size;
   __device__ const T* operator()(int i) const { return row[i] < 0 ? nullptr : table + row[i] * size; }
 };
@@ -63,10 +63,19 @@ void dispatch(const AttentionInput& in, const F& f) {
   };
   if (in.states_type == Type::kFloat32) {
     f(Fma{}, float{}, float{});
-  } else if (in.states_type == Type::kBFloat16) {
-    in.tensor_cores ? queries(Mma<BFloat16>{}, BFloat16{}) : queries(Fma{}, BFloat16{});
   } else {
-    in.tensor_cores ? queries(Mma<Half>{}, Half{}) : queries(Fma{}, Half{});
+    const auto states = [&](auto state) {
+      using State = decltype(state);
+      switch (in.products) {
+        case Products::kFma:
+          return queries(Fma{}, state);
+        case Products::kMma:
+          return queries(Mma<State>{}, state);
+        case Products::kWgmma:
+          return queries(Wgmma<State>{}, state);
+      }
+    };
+    in.states_type == Type::kBFloat16 ? states(BFloat16{}) : states(Half{});
   }
 }
 

@@ -12,11 +12,13 @@
 namespace xmplug::cuda {
 namespace {
 
-constexpr int kLabels = 64;   // rows of tiles of labels
-constexpr int kSquare = 128;  // rows and columns of tiles of states' gradients
+constexpr int kSquare = 128;  // tokens of a tile
+// Columns of a tile of the gradient of the states.
+template <class Engine>
+constexpr int kStateColumns = Engine::kWarpgroups ? 256 : 128;
 // Blocks that a multiprocessor shall have registers for.
 template <class Engine>
-constexpr int kBlocks = Engine::kTensorCores ? 2 : 1;
+constexpr int kBlocks = Engine::kTensorCores && !Engine::kWarpgroups ? 2 : 1;
 constexpr int64_t kMostLabels = 8192;  // most labels whose A and dS of a text are there at a time, in full form
 
 // What a launch works on: some texts, and some of their candidates, from `first` on; their A and dS.
@@ -28,10 +30,6 @@ struct Wave {
   Element* attention;  // (texts, padded, tokens)
   Element* change;     // dS, likewise
 };
-
-__device__ inline int wave_rows(int64_t width, int64_t first) {
-  return static_cast<int>(width - first < kLabels ? width - first : kLabels);
-}
 
 // Makes dS of dA, in place: a warp for each row. The sum is one of A and dA as they were rounded, so that dS sums to 0
 // as it should, which it would not with the usual G o views.
@@ -52,30 +50,36 @@ __global__ void __launch_bounds__(kTileThreads) finish_change(const AttentionInp
   }
 }
 
-// A and dA of 64 candidates and 128 tokens.
+template <class Engine>
+struct MakeScores {  // what a stage has
+  using Labels = Tile<Engine, Engine::kTall, Engine::kDepth>;
+  using Tokens = Tile<Engine, kSquare, Engine::kDepth>;
+  static constexpr int kStage = 2 * Labels::kBytes + Tokens::kBytes;
+};
+
+// A and dA of kTall candidates and 128 tokens.
 template <class Engine, class State, class Query>
 __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     make_scores(const AttentionInput in, const Wave<typename Engine::Element> wave, const State* grad,
                 const float* log_sums) {
   if constexpr (is_used_here<Engine, State>()) {
-    using Element = typename Engine::Element;
-    constexpr int kDepth = Engine::kDepth;
-    constexpr int kStageBytes = (2 * kLabels + kSquare) * kDepth * static_cast<int>(sizeof(Element));
+    using Memory = MakeScores<Engine>;
+    constexpr int kDepth = Engine::kDepth, kTall = Engine::kTall;
     const auto across = static_cast<int>(wave.tokens / kSquare);
     const int begin = static_cast<int>(blockIdx.x) % across * kSquare;
     const int64_t tile = blockIdx.x / across;
-    const int64_t first = tile % (wave.padded / kLabels) * kLabels, slot = tile / (wave.padded / kLabels);
+    const int64_t first = tile % (wave.padded / kTall) * kTall, slot = tile / (wave.padded / kTall);
     const int64_t text = wave.text + slot;
     const int length = in.lengths[text], size = static_cast<int>(in.size);
     if (begin >= parts(length, kSquare) * kSquare) return;  // no one reads it
 
-    __shared__ int64_t label[kLabels];
-    __shared__ float log_sum[kLabels];
+    __shared__ int32_t label[kTall];
+    __shared__ float log_sum[kTall];
     const auto thread = static_cast<int>(threadIdx.x);
-    if (thread < kLabels) {
+    if (thread < kTall) {
       const int64_t candidate = wave.first + first + thread;
       const bool there = first + thread < wave.width;
-      label[thread] = there ? label_of(in, text, candidate) : -1;
+      label[thread] = there ? static_cast<int32_t>(label_of(in, text, candidate)) : -1;
       log_sum[thread] = there ? log_sums[text * in.width + candidate] : INFINITY;
     }
     __syncthreads();
@@ -85,24 +89,23 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     const bool pieces = in_pieces(static_cast<const State*>(in.states), in.size) && in_pieces(query.table, in.size) &&
                         in_pieces(grad, in.size);
 
-    Sums<Engine, kLabels, kSquare> scores, change;
-    pipeline(
-        dynamic_shared(), kStageBytes, parts(size, kDepth),
+    Sums<Engine, kTall, kSquare> scores, change;
+    pipeline<Engine::kStages>(
+        dynamic_shared(), parts(size, kDepth), Memory::kStage,
         [&](char* stage, int i) {
-          auto* left = reinterpret_cast<Element*>(stage);
-          load_tile<kLabels, kDepth>(left, query, i * kDepth, size, pieces);
-          load_tile<kLabels, kDepth>(
-              left + kLabels * kDepth,
+          load_tile(typename Memory::Labels(stage), query, i * kDepth, size, pieces);
+          load_tile(
+              typename Memory::Labels(stage + Memory::Labels::kBytes),
               [&](int row) -> const State* { return label[row] < 0 ? nullptr : upstream + row * in.size; }, i* kDepth,
               size, pieces);
-          load_tile<kSquare, kDepth>(left + 2 * kLabels * kDepth, token, i * kDepth, size, pieces);
+          load_tile(typename Memory::Tokens(stage + 2 * Memory::Labels::kBytes), token, i * kDepth, size, pieces);
         },
         [&](char* stage, int) {
-          const auto* left = reinterpret_cast<const Element*>(stage);
-          const Operand<Element, false> states{left + 2 * kLabels * kDepth, kDepth};
-          scores.add_product(Operand<Element, false>{left, kDepth}, 0, states, kDepth);
-          change.add_product(Operand<Element, false>{left + kLabels * kDepth, kDepth}, 0, states, kDepth);
-        });
+          const auto states = depth_across(typename Memory::Tokens(stage + 2 * Memory::Labels::kBytes));
+          scores.add_product(depth_across(typename Memory::Labels(stage)), 0, states);
+          change.add_product(depth_across(typename Memory::Labels(stage + Memory::Labels::kBytes)), 0, states);
+        },
+        scores, change);
     const int64_t corner = (slot * wave.padded + first) * wave.tokens + begin;
     scores.each([&](int row, int column, float& a, float& b) {
       a = column < token.count ? expf(a - log_sum[row]) : 0.0F;
@@ -117,18 +120,25 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
   }
 }
 
-// dX of 128 tokens and 128 columns: written, or, where the candidates come in several waves, added to `sums`.
+template <class Engine>
+struct AddStates {
+  using Scores = Tile<Engine, Engine::kDepth, kSquare>;
+  using Labels = Tile<Engine, Engine::kDepth, kStateColumns<Engine>>;
+  static constexpr int kStage = Scores::kBytes + Labels::kBytes;
+};
+
+// dX of 128 tokens and kStateColumns columns: written, or, where the candidates come in several waves, added to `sums`.
 template <class Engine, class State, class Query>
 __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     add_states(const AttentionInput in, const Wave<typename Engine::Element> wave, const State* grad,
                State* grad_states, float* sums) {
   if constexpr (is_used_here<Engine, State>()) {
     using Element = typename Engine::Element;
-    constexpr int kDepth = Engine::kDepth;
-    constexpr int kStageBytes = 2 * kSquare * kDepth * static_cast<int>(sizeof(Element));
-    const int size = static_cast<int>(in.size), across = parts(size, kSquare);
+    using Memory = AddStates<Engine>;
+    constexpr int kDepth = Engine::kDepth, kColumns = kStateColumns<Engine>;
+    const int size = static_cast<int>(in.size), across = parts(size, kColumns);
     const auto down = static_cast<int>(wave.tokens / kSquare);
-    const int from = static_cast<int>(blockIdx.x) % across * kSquare;
+    const int from = static_cast<int>(blockIdx.x) % across * kColumns;
     const int begin = static_cast<int>(blockIdx.x) / across % down * kSquare;
     const int64_t slot = static_cast<int64_t>(blockIdx.x) / across / down, text = wave.text + slot;
     const int length = in.lengths[text];
@@ -138,27 +148,26 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     const State* upstream = grad + (text * in.width + wave.first) * in.size;
     const auto* queries = static_cast<const Query*>(in.queries);
     const bool pieces = in_pieces(grad, in.size) && in_pieces(queries, in.size);
-    Sums<Engine, kSquare, kSquare> sum;
+    Sums<Engine, kSquare, kColumns> sum;
     // A^T G, then dS^T Q. A and dS have a multiple of kDepth rows, whose last are not read.
     for (int which = 0; which < 2; ++which) {
       const Element* left = (which == 0 ? wave.attention : wave.change) + slot * wave.padded * wave.tokens;
-      pipeline(
-          dynamic_shared(), kStageBytes, steps,
+      pipeline<Engine::kStages>(
+          dynamic_shared(), steps, Memory::kStage,
           [&](char* stage, int i) {
-            auto* tile = reinterpret_cast<Element*>(stage);
             const int first = i * kDepth, rows = candidates - first < kDepth ? candidates - first : kDepth;
-            load_tile<kDepth, kSquare>(tile, Rows<Element>{left + first * wave.tokens, wave.tokens, rows}, begin,
-                                       static_cast<int>(wave.tokens), true);
+            load_tile(typename Memory::Scores(stage), Rows<Element>{left + first * wave.tokens, wave.tokens, rows},
+                      begin, static_cast<int>(wave.tokens), true);
+            const typename Memory::Labels labels(stage + Memory::Scores::kBytes);
             const auto label = [&](int row) { return row < rows ? label_of(in, text, wave.first + first + row) : -1; };
             if (which == 0) {
               const State* here = upstream + first * in.size;
-              load_tile<kDepth, kSquare>(
-                  tile + kDepth * kSquare,
-                  [&](int row) -> const State* { return label(row) < 0 ? nullptr : here + row * in.size; }, from, size,
-                  pieces);
+              load_tile(
+                  labels, [&](int row) -> const State* { return label(row) < 0 ? nullptr : here + row * in.size; },
+                  from, size, pieces);
             } else {
-              load_tile<kDepth, kSquare>(
-                  tile + kDepth * kSquare,
+              load_tile(
+                  labels,
                   [&](int row) -> const Query* {
                     const int64_t of_row = label(row);
                     return of_row < 0 ? nullptr : queries + of_row * in.size;
@@ -167,10 +176,10 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
             }
           },
           [&](char* stage, int) {
-            const auto* tile = reinterpret_cast<const Element*>(stage);
-            sum.add_product(Operand<Element, true>{tile, kSquare}, 0,
-                            Operand<Element, true>{tile + kDepth * kSquare, kSquare}, kDepth);
-          });
+            sum.add_product(depth_down(typename Memory::Scores(stage)), 0,
+                            depth_down(typename Memory::Labels(stage + Memory::Scores::kBytes)));
+          },
+          sum);
     }
     const int32_t* token = in.token + text * in.tokens + begin;
     sum.each([&](int row, int column, float& a, float& b) {
@@ -190,7 +199,14 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
   }
 }
 
-// dQ of 64 candidates and kWide columns: with candidates, of one text, written to `parts_of_texts` (texts, width,
+template <class Engine>
+struct MakeQueries {
+  using Scores = Tile<Engine, Engine::kTall, Engine::kDepth>;
+  using Tokens = Tile<Engine, Engine::kDepth, Engine::kWide>;
+  static constexpr int kStage = Scores::kBytes + Tokens::kBytes;
+};
+
+// dQ of kTall candidates and kWide columns: with candidates, of one text, written to `parts_of_texts` (texts, width,
 // size); in full form, of all texts of the wave, added to the gradient (labels, size).
 template <class Engine, class State>
 __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
@@ -198,41 +214,40 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
                  float* parts_of_texts) {
   if constexpr (is_used_here<Engine, State>()) {
     using Element = typename Engine::Element;
-    constexpr int kDepth = Engine::kDepth, kWide = Engine::kWide;
-    constexpr int kStageBytes = (kLabels + kWide) * kDepth * static_cast<int>(sizeof(Element));
+    using Memory = MakeQueries<Engine>;
+    constexpr int kDepth = Engine::kDepth, kWide = Engine::kWide, kTall = Engine::kTall;
     const int size = static_cast<int>(in.size), across = parts(size, kWide);
-    const auto down = static_cast<int>(wave.padded / kLabels);
+    const auto down = static_cast<int>(wave.padded / kTall);
     const int from = static_cast<int>(blockIdx.x) % across * kWide;
-    const int first = static_cast<int>(blockIdx.x) / across % down * kLabels;
+    const int first = static_cast<int>(blockIdx.x) / across % down * kTall;
     const int block = static_cast<int>(blockIdx.x) / across / down;
     const bool whole = in.candidates == nullptr;
-    Sums<Engine, kLabels, kWide> sum;
+    Sums<Engine, kTall, kWide> sum;
     const int end = whole ? static_cast<int>(wave.texts) : block + 1;
 #pragma unroll 1
     for (int slot = whole ? 0 : block; slot < end; ++slot) {
       const int length = in.lengths[wave.text + slot];
       const Element* change = wave.change + (static_cast<int64_t>(slot) * wave.padded + first) * wave.tokens;
-      pipeline(
-          dynamic_shared(), kStageBytes, parts(length, kDepth),
+      pipeline<Engine::kStages>(
+          dynamic_shared(), parts(length, kDepth), Memory::kStage,
           [&](char* stage, int i) {
-            auto* tile = reinterpret_cast<Element*>(stage);
-            load_tile<kLabels, kDepth>(
-                tile, [&](int row) { return change + row * wave.tokens; }, i * kDepth, static_cast<int>(wave.tokens),
-                true);
-            load_tile<kDepth, kWide>(tile + kLabels * kDepth,
-                                     token_rows<State>(in, wave.text + slot, length, i * kDepth), from, size,
-                                     in_pieces(static_cast<const State*>(in.states), in.size));
+            load_tile(
+                typename Memory::Scores(stage), [&](int row) { return change + row * wave.tokens; }, i * kDepth,
+                static_cast<int>(wave.tokens), true);
+            load_tile(typename Memory::Tokens(stage + Memory::Scores::kBytes),
+                      token_rows<State>(in, wave.text + slot, length, i * kDepth), from, size,
+                      in_pieces(static_cast<const State*>(in.states), in.size));
           },
           [&](char* stage, int) {
-            const auto* tile = reinterpret_cast<const Element*>(stage);
-            sum.add_product(Operand<Element, false>{tile, kDepth}, 0,
-                            Operand<Element, true>{tile + kLabels * kDepth, kWide}, kDepth);
-          });
+            sum.add_product(depth_across(typename Memory::Scores(stage)), 0,
+                            depth_down(typename Memory::Tokens(stage + Memory::Scores::kBytes)));
+          },
+          sum);
     }
     const bool adds = in.candidates == nullptr;
     float* to = adds ? grad_queries + (wave.first + first) * in.size
                      : parts_of_texts + (static_cast<int64_t>(block) * wave.width + first) * in.size;
-    const int rows = wave_rows(wave.width, first);
+    const auto rows = static_cast<int>(wave.width - first < kTall ? wave.width - first : kTall);
     sum.each([&](int row, int column, float& a, float& b) {
       if (row >= rows || from + column >= size) return;
       float* at = to + row * in.size + from + column;
@@ -264,9 +279,14 @@ int64_t aligned(int64_t bytes) { return parts(bytes, 256) * 256; }
 
 AttentionPlan plan_backward(const AttentionInput& in, int64_t most_bytes) {
   AttentionPlan plan;
-  const int64_t element = in.tensor_cores && in.states_type != Type::kFloat32 ? 2 : 4;
+  int64_t element = 0;
+  int tall = 0;
+  dispatch(in, [&](auto engine, auto, auto) {
+    element = sizeof(typename decltype(engine)::Element);
+    tall = decltype(engine)::kTall;
+  });
   plan.candidates = in.candidates == nullptr ? std::min(in.width, kMostLabels) : in.width;
-  plan.padded = parts(plan.candidates, kLabels) * kLabels;
+  plan.padded = parts(plan.candidates, tall) * tall;
   plan.tokens = parts(in.tokens, kSquare) * kSquare;
   const int64_t scores = aligned(plan.padded * plan.tokens * element);
   const int64_t of_text = 2 * scores + (in.candidates == nullptr ? 0 : aligned(in.width * in.size * 4));
@@ -287,7 +307,7 @@ void label_attention_backward(const AttentionInput& in, const AttentionPlan& pla
     using Query = decltype(query);
     using Element = typename Engine::Element;
     const auto* upstream = static_cast<const State*>(grad);
-    constexpr size_t kStage = kStages * Engine::kDepth * sizeof(Element);
+    constexpr size_t kStages = Engine::kStages;
     Wave<Element> wave;
     wave.attention = reinterpret_cast<Element*>(workspace);
     wave.change = reinterpret_cast<Element*>(workspace + plan.scores_bytes);
@@ -297,18 +317,19 @@ void label_attention_backward(const AttentionInput& in, const AttentionPlan& pla
       wave.texts = std::min(plan.texts, in.batch - wave.text);
       for (wave.first = 0; wave.first < in.width; wave.first += plan.candidates) {
         wave.width = std::min(plan.candidates, in.width - wave.first);
-        wave.padded = parts(wave.width, kLabels) * kLabels;
-        const int64_t tiles = wave.padded / kLabels;
+        wave.padded = parts(wave.width, Engine::kTall) * Engine::kTall;
+        const int64_t tiles = wave.padded / Engine::kTall;
         launch(make_scores<Engine, State, Query>, static_cast<unsigned>(wave.texts * tiles * (wave.tokens / kSquare)),
-               kTileThreads, (2 * kLabels + kSquare) * kStage, stream, in, wave, upstream, log_sums);
+               kTileThreads, kStages * MakeScores<Engine>::kStage, stream, in, wave, upstream, log_sums);
         launch(finish_change<Element>, static_cast<unsigned>(parts(wave.texts * wave.padded, kTileThreads / 32)),
                kTileThreads, 0, stream, in, wave);
         launch(add_states<Engine, State, Query>,
-               static_cast<unsigned>(wave.texts * (wave.tokens / kSquare) * parts(in.size, kSquare)), kTileThreads,
-               2 * kSquare * kStage, stream, in, wave, upstream, static_cast<State*>(grad_states), state_sums);
+               static_cast<unsigned>(wave.texts * (wave.tokens / kSquare) * parts(in.size, kStateColumns<Engine>)),
+               kTileThreads, kStages * AddStates<Engine>::kStage, stream, in, wave, upstream,
+               static_cast<State*>(grad_states), state_sums);
         const int64_t turns = in.candidates == nullptr ? 1 : wave.texts;
         launch(make_queries<Engine, State>, static_cast<unsigned>(turns * tiles * parts(in.size, Engine::kWide)),
-               kTileThreads, (kLabels + Engine::kWide) * kStage, stream, in, wave, grad_queries, parts_of_texts);
+               kTileThreads, kStages * MakeQueries<Engine>::kStage, stream, in, wave, grad_queries, parts_of_texts);
       }
       if (in.candidates != nullptr) {
         const int64_t at = wave.text * in.width, count = wave.texts * in.width;

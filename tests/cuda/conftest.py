@@ -63,7 +63,7 @@ class Host(native.Gpu):
 GPU = pytest.param("gpu", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
 
 
-@pytest.fixture(params=[(7, 5), (8, 0), GPU], ids=str)
+@pytest.fixture(params=[(7, 5), (8, 0), (9, 0), GPU], ids=str)
 def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> native.Gpu:
     """Runs a test with the CUDA kernels: on the host, for each kind of GPU that they know, and on a GPU.
 

@@ -4,7 +4,8 @@
 // Blocks run one after the other. The threads of a block are fibers: one runs until it waits for others, at a barrier
 // or a collective of its warp, then the next. The order changes from block to block, shared memory begins with
 // rubbish, and what hangs or breaks a rule on a GPU throws: a barrier that only some threads reach, a collective that
-// not all lanes of a warp take part in, a launch beyond the limits of a device.
+// not all lanes of a warp take part in, a launch beyond the limits of a device; and of wgmma, what its manual leaves
+// undefined: see multiply_tiles.
 #pragma once
 
 #include <setjmp.h>
@@ -23,6 +24,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -66,19 +68,22 @@ inline dim3 blockDim, gridDim;
 
 namespace cuda_on_host {
 
-constexpr unsigned kWarp = 32;
+constexpr unsigned kWarp = 32, kWarpgroup = 128;
+constexpr uint32_t kWindow = 5 * 1024;  // the address of dynamic shared memory, among those that descriptors have
 constexpr size_t kStack = 256 * 1024;
 
 // The threads of one block.
 class Block {
  public:
-  Block(dim3 threads, size_t shared_bytes) : threads_(threads), shared_(shared_bytes + 128) {
+  Block(dim3 threads, size_t shared_bytes)
+      : threads_(threads), shared_bytes_(shared_bytes), shared_(shared_bytes + kBorder) {
     const size_t count = size_t{threads.x} * threads.y * threads.z;
     fibers_.resize(count);
     static std::vector<std::unique_ptr<char[]>> stacks;  // for all blocks: to map them again and again takes long
     while (stacks.size() < count) stacks.emplace_back(new char[kStack]);
     for (size_t i = 0; i < count; ++i) fibers_[i].stack = stacks[i].get();
     warps_.resize((count + kWarp - 1) / kWarp);
+    warpgroups_.resize((count + kWarpgroup - 1) / kWarpgroup);
   }
 
   // Runs `body` as each thread of block `index`.
@@ -87,6 +92,8 @@ class Block {
     current_block = this;
     blockIdx = index;
     for (char& byte : shared_) byte = static_cast<char>(random() | 0x81);
+    shown_.assign(shared(), shared() + shared_bytes_);
+    all_show_ = true;
     body_ = [](const void* context) { (*static_cast<const Body*>(context))(); };
     context_ = &body;
     std::vector<unsigned> order(fibers_.size());
@@ -95,8 +102,11 @@ class Block {
     for (Fiber& fiber : fibers_) {
       fiber.state = State::kNew;
       fiber.copies.clear();
+      fiber.sums.clear();
+      fiber.may_multiply = fiber.shows = false;
     }
     for (Warp& warp : warps_) warp = Warp{};
+    for (Warpgroup& warpgroup : warpgroups_) warpgroup = Warpgroup{};
     error_ = nullptr;
     barrier_count_ = 0;
     votes_[barriers_ % 2] = 0;
@@ -106,7 +116,8 @@ class Block {
       for (const unsigned i : order) {
         Fiber& fiber = fibers_[i];
         if (fiber.state == State::kDone || (fiber.state == State::kBarrier && fiber.ticket == barriers_) ||
-            (fiber.state == State::kWarp && fiber.ticket == warps_[i / kWarp].rounds)) {
+            (fiber.state == State::kWarp && fiber.ticket == warps_[i / kWarp].rounds) ||
+            (fiber.state == State::kWarpgroup && fiber.ticket == warpgroups_[i / kWarpgroup].rounds)) {
           continue;
         }
         moved = true;
@@ -123,7 +134,11 @@ class Block {
     Fiber& self = fibers_[current_];
     const uint64_t now = self.ticket = barriers_;
     votes_[now % 2] += vote;
+    all_show_ &= self.shows;
+    self.shows = false;
     if (++barrier_count_ == fibers_.size()) {
+      if (all_show_) shown_.assign(shared(), shared() + shared_bytes_);
+      all_show_ = true;
       barrier_count_ = 0;
       ++barriers_;
       votes_[barriers_ % 2] = 0;  // all have read those of the barrier before
@@ -170,6 +185,7 @@ class Block {
     Fiber& self = fibers_[current_];
     size_t done = 0;
     while (done < self.copies.size() && self.copies[done].group + left < self.groups) {
+      self.shows = false;
       std::memcpy(self.copies[done].to, self.copies[done].from, self.copies[done].bytes);
       ++done;
     }
@@ -178,13 +194,135 @@ class Block {
 
   char* shared() {
     const auto address = reinterpret_cast<uintptr_t>(shared_.data());
-    return shared_.data() + (128 - address % 128) % 128;
+    return shared_.data() + (kBorder - address % kBorder) % kBorder;
   }
+  uint32_t shared_address(const void* pointer) {
+    const auto offset = static_cast<const char*>(pointer) - shared();
+    if (offset < 0 || static_cast<size_t>(offset) >= shared_bytes_) {
+      throw std::logic_error("CUDA on the host: an address that is not in dynamic shared memory");
+    }
+    return kWindow + static_cast<uint32_t>(offset);
+  }
+
+  // wgmma.fence: from here on, the thread's sums are those of wgmma.
+  void begin_products() { fibers_[current_].may_multiply = true; }
+
+  // wgmma.mma_async.m64nNk16 with float32 sums (N / 2 of each thread), both operands in shared memory: N = `columns`,
+  // their descriptors, whether each is transposed, and `number` that makes a float of 16 bits.
+  //
+  // Reads take place some time between the instruction and the end of the wait for it: what is in shared memory must be
+  // the same all the time, and must have been there, and shown to the other proxy, when the instruction was given. The
+  // sums are NaN until they have been waited for, and must be left alone.
+  void multiply_tiles(float* sums, int columns, uint64_t a, uint64_t b, bool transposed_a, bool transposed_b,
+                      float (*number)(uint16_t)) {
+    Fiber& self = fibers_[current_];
+    Warpgroup& warpgroup = warpgroups_[current_ / kWarpgroup];
+    if (fibers_.size() % kWarpgroup != 0) throw std::logic_error("CUDA on the host: wgmma without a whole warpgroup");
+    if (columns % 8 != 0 || columns < 8 || columns > 256) throw std::logic_error("CUDA on the host: wgmma's columns");
+    const Request mine{columns, a, b, transposed_a, transposed_b};
+    if (warpgroup.arrived == 0) warpgroup.request = mine;
+    if (!(warpgroup.request == mine)) {
+      throw std::logic_error("CUDA on the host: wgmma is not the same in all threads of a warpgroup");
+    }
+    self.ticket = warpgroup.rounds;
+    if (++warpgroup.arrived == kWarpgroup) {
+      warpgroup.arrived = 0;
+      ++warpgroup.rounds;
+      warpgroup.product = std::make_shared<Product>();
+      warpgroup.product->a = read_operand(a, transposed_a, 64, number, warpgroup.product->read);
+      warpgroup.product->b = read_operand(b, transposed_b, columns, number, warpgroup.product->read);
+    } else {
+      wait(State::kWarpgroup);
+    }
+    auto found =
+        std::find_if(self.sums.begin(), self.sums.end(), [&](const PendingSums& each) { return each.at == sums; });
+    if (found == self.sums.end()) {
+      if (!self.may_multiply) throw std::logic_error("CUDA on the host: wgmma without wgmma.fence after the last wait");
+      self.sums.push_back({sums, std::vector<float>(sums, sums + columns / 2), {}});
+      found = self.sums.end() - 1;
+      std::fill(sums, sums + columns / 2, std::numeric_limits<float>::quiet_NaN());
+    }
+    found->untouched();
+    found->products.emplace_back(warpgroup.product, self.product_groups);
+  }
+  void end_products() { ++fibers_[current_].product_groups; }  // wgmma.commit_group
+  void wait_for_products(uint64_t left) {                      // wgmma.wait_group
+    Fiber& self = fibers_[current_];
+    for (PendingSums& sums : self.sums) {
+      sums.untouched();
+      size_t done = 0;
+      while (done < sums.products.size() && sums.products[done].second + left < self.product_groups) {
+        sums.products[done++].first->add(sums.values, current_ % kWarpgroup);
+      }
+      sums.products.erase(sums.products.begin(), sums.products.begin() + static_cast<std::ptrdiff_t>(done));
+      if (sums.products.empty()) {
+        std::copy(sums.values.begin(), sums.values.end(), sums.at);
+        self.may_multiply = false;
+      }
+    }
+    self.sums.erase(std::remove_if(self.sums.begin(), self.sums.end(),
+                                   [](const PendingSums& sums) { return sums.products.empty(); }),
+                    self.sums.end());
+  }
+
+  // fence.proxy.async: after the next barrier, wgmma sees what this thread has written by now.
+  void show_to_wgmma() { fibers_[current_].shows = true; }
 
   static inline Block* current_block = nullptr;
 
  private:
-  enum class State { kNew, kReady, kBarrier, kWarp, kDone };
+  enum class State { kNew, kReady, kBarrier, kWarp, kWarpgroup, kDone };
+  static constexpr size_t kBorder = 1024;
+
+  // What a wgmma has read of shared memory, and its operands: a (64 x 16) and b (columns x 16).
+  struct Product {
+    struct Piece {
+      const char* at;
+      char bytes[16];
+    };
+    std::vector<Piece> read;
+    std::vector<float> a, b;
+
+    // Adds a thread's part of it.
+    void add(std::vector<float>& sums, unsigned thread) const {
+      for (const Piece& piece : read) {
+        if (std::memcmp(piece.at, piece.bytes, sizeof(piece.bytes)) != 0) {
+          throw std::logic_error("CUDA on the host: shared memory changed before wgmma was waited for");
+        }
+      }
+      for (size_t i = 0; i < sums.size(); ++i) {
+        const size_t row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8,
+                     column = i / 4 * 8 + thread % 4 * 2 + i % 2;
+        for (size_t k = 0; k < 16; ++k) sums[i] += a[16 * row + k] * b[16 * column + k];
+      }
+    }
+  };
+  struct PendingSums {
+    float* at;
+    std::vector<float> values;
+    std::vector<std::pair<std::shared_ptr<const Product>, uint64_t>> products;  // and their groups
+
+    void untouched() const {
+      for (size_t i = 0; i < values.size(); ++i) {
+        if (at[i] == at[i]) throw std::logic_error("CUDA on the host: sums that wgmma works on were written to");
+      }
+    }
+  };
+  struct Request {
+    int columns;
+    uint64_t a, b;
+    bool transposed_a, transposed_b;
+    bool operator==(const Request& other) const {
+      return columns == other.columns && a == other.a && b == other.b && transposed_a == other.transposed_a &&
+             transposed_b == other.transposed_b;
+    }
+  };
+  struct Warpgroup {
+    size_t arrived = 0;
+    uint64_t rounds = 0;
+    Request request{};
+    std::shared_ptr<Product> product;
+  };
   struct Copy {
     void* to;
     const void* from;
@@ -194,8 +332,10 @@ class Block {
   struct Fiber {
     char* stack = nullptr;
     State state = State::kNew;
-    uint64_t ticket = 0, groups = 0;
+    uint64_t ticket = 0, groups = 0, product_groups = 0;
     std::vector<Copy> copies;
+    std::vector<PendingSums> sums;
+    bool may_multiply = false, shows = false;
     jmp_buf at;
   };
   struct Warp {
@@ -203,6 +343,57 @@ class Block {
     size_t arrived = 0;
     uint64_t rounds = 0;
   };
+
+  // The matrix in shared memory that a descriptor of wgmma describes, `count` rows (of a; of b, columns) by a depth of
+  // 16, as the PTX ISA has it: "Matrix Descriptor Format", and "Canonical Layouts", whose rows are written down here as
+  // they stand there, in elements, T of which are 16 bytes; then the swizzling, of addresses.
+  std::vector<float> read_operand(uint64_t descriptor, bool transposed, int count, float (*number)(uint16_t),
+                                  std::vector<Product::Piece>& read) {
+    const auto field = [&](int first, int bits) {
+      return static_cast<int64_t>(descriptor >> first & ((uint64_t{1} << bits) - 1));
+    };
+    constexpr int64_t T = 8;
+    const int64_t start = field(0, 14) << 4, LBO = (field(16, 14) << 4) / 2, SBO = (field(32, 14) << 4) / 2;
+    const int64_t mode = field(62, 2), swizzle_bits = mode == 0 ? 0 : 4 - mode;
+    const int64_t W = int64_t{1} << swizzle_bits;  // pieces of 16 bytes that change places
+    if (field(49, 3) != 0) throw std::logic_error("CUDA on the host: a base offset, which is not emulated");
+    if (descriptor & ~(uint64_t{0x3fff} | uint64_t{0x3fff} << 16 | uint64_t{0x3fff} << 32 | uint64_t{3} << 62)) {
+      throw std::logic_error("CUDA on the host: bits of a descriptor that mean nothing");
+    }
+    std::vector<float> matrix(static_cast<size_t>(count) * 16);
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t k = 0; k < 16; ++k) {
+        int64_t at;
+        if (!transposed) {
+          // ((8,m),(T,2k)) : ((W T, SBO), (1, T)), or LBO for the last without swizzling.
+          at = i % 8 * W * T + i / 8 * SBO + k % T + k / T * (mode == 0 ? LBO : T);
+        } else if (mode == 0) {
+          // ((T,1,m),(8,k)) : ((1, T, SBO), (1T, LBO))
+          at = i % T + i / T * SBO + k % 8 * T + k / 8 * LBO;
+        } else {
+          // ((T,W,m),(8,k)) : ((1, T, LBO), (W T, SBO))
+          at = i % T + i / T % W * T + i / (T * W) * LBO + k % 8 * W * T + k / 8 * SBO;
+        }
+        int64_t address = start + 2 * at;
+        address ^= (address >> 7 & (W - 1)) << 4;  // Swizzle<bits, 4, 3>
+        const int64_t offset = address - kWindow;
+        if (offset < 0 || offset >= static_cast<int64_t>(shared_bytes_)) {
+          throw std::logic_error("CUDA on the host: wgmma reads outside of dynamic shared memory");
+        }
+        uint16_t bits;
+        std::memcpy(&bits, shared() + offset, 2);
+        matrix[static_cast<size_t>(16 * i + k)] = number(bits);
+        const char* piece = shared() + offset / 16 * 16;
+        if (!read.empty() && read.back().at == piece) continue;
+        if (std::memcmp(piece, shown_.data() + offset / 16 * 16, 16) != 0) {
+          throw std::logic_error("CUDA on the host: wgmma reads what no fence.proxy.async and barrier have shown it");
+        }
+        read.push_back({piece, {}});
+        std::memcpy(read.back().bytes, piece, 16);
+      }
+    }
+    return matrix;
+  }
 
   void resume(unsigned i) {
     current_ = i;
@@ -228,6 +419,9 @@ class Block {
     Block& block = *current_block;
     try {
       block.body_(block.context_);
+      if (!block.fibers_[block.current_].sums.empty()) {
+        throw std::logic_error("CUDA on the host: a thread ends with wgmma that it has not waited for");
+      }
     } catch (...) {
       block.error_ = std::current_exception();
     }
@@ -242,9 +436,11 @@ class Block {
   }
 
   dim3 threads_;
-  std::vector<char> shared_;
+  size_t shared_bytes_;
+  std::vector<char> shared_, shown_;  // shown_: of it, what wgmma sees
   std::vector<Fiber> fibers_;
   std::vector<Warp> warps_;
+  std::vector<Warpgroup> warpgroups_;
   jmp_buf scheduler_;
   void (*body_)(const void*) = nullptr;
   const void* context_ = nullptr;
@@ -252,6 +448,7 @@ class Block {
   unsigned current_ = 0;
   size_t barrier_count_ = 0;
   uint64_t barriers_ = 0;
+  bool all_show_ = true;  // whether all threads that are at the barrier have shown what they wrote
   int votes_[2] = {};
 };
 

@@ -267,8 +267,15 @@ def _gpu_input(
         len(queries),
         _GPU_DTYPES.index(states.dtype),
         _GPU_DTYPES.index(queries.dtype),
-        gpu.capability >= (8, 0),
+        _products(gpu),
     )
+
+
+def _products(gpu: native.Gpu) -> int:
+    """Which instructions multiply matrices of 16-bit numbers there: an index in Products of csrc/cuda/kernels.h."""
+    if gpu.capability == (9, 0) and gpu.module.has_wgmma:
+        return 2
+    return int(gpu.capability >= (8, 0))
 
 
 def _contiguous(
