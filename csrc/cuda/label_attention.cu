@@ -191,13 +191,12 @@ __global__ void __launch_bounds__(kTileThreads, blocks_at_once<Engine>())
       for (int from = 0; from < size; from += kWide) {
         Sums<Engine, kTall, kWide> view;
         for (int block = 0; block < blocks; ++block) {
-          if (block > 0) {
-            view.each([&](int row, int, float& a, float& b) {
-              const float factor = of.shrinks(row, block, blocks);
-              a *= factor;
-              b *= factor;
-            });
-          }
+          // At the first block too, where nothing is there: under a condition, wgmma would run one after the other.
+          view.each([&](int row, int, float& a, float& b) {
+            const float factor = of.shrinks(row, block, blocks);
+            a *= factor;
+            b *= factor;
+          });
           const int begin = turn + block * kWide;
           const int here = length - begin < kWide ? length - begin : kWide;
           constexpr int kStage = Memory::Columns::kBytes;

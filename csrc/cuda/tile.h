@@ -103,13 +103,15 @@ __device__ inline uint32_t shared_address(const void* pointer) {
 }
 
 // Copies from device to shared memory that go on while the thread does; it waits for all but its last `left` groups.
-__device__ inline void copy_16_bytes(void* to, const void* from) {
+// Zeros where there is nothing to copy.
+__device__ inline void copy_16_bytes(void* to, const void* from, bool there) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(there ? 16 : 0));
 #elif defined(__CUDACC__)
-  *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
+  *static_cast<uint4*>(to) = there ? *static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
 #else
-  cuda_on_host::Block::current_block->copy_later(to, from, 16);
+  cuda_on_host::Block::current_block->copy_later(to, from, there ? 16 : 0, 16);
 #endif
 }
 __device__ inline void end_group() {
@@ -177,29 +179,26 @@ template <class Tile, class Rows>
 __device__ void load_tile(const Tile& tile, const Rows& row, int column, int end, bool pieces) {
   using Element = typename Tile::Element;
   using Pointer = decltype(row(0));
-  constexpr int kPieces = Tile::kColumns / 8, kCount = Tile::kRows * kPieces;
+  // A thread has pieces of one column in some rows.
+  constexpr int kPieces = Tile::kColumns / 8, kRowsAtOnce = kTileThreads / kPieces;
+  static_assert(kTileThreads % kPieces == 0);
+  const int c = static_cast<int>(threadIdx.x % kPieces * 8), first = static_cast<int>(threadIdx.x / kPieces);
+  const int left = end - (column + c);
   if constexpr (std::is_same_v<Pointer, const Element*> && sizeof(Element) == 2) {
     if (pieces) {
-      constexpr int kLoads = Tile::Engine::kLoads;
-#pragma unroll kLoads
-      for (int i = static_cast<int>(threadIdx.x); i < kCount; i += kTileThreads) {
-        const int r = i / kPieces, c = i % kPieces * 8;
-        Pointer from = row(r);
-        Element* to = tile.at(r, c);
-        if (from != nullptr && column + c < end) {
-          copy_16_bytes(to, from + column + c);
-        } else {
-          *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
-        }
+#pragma unroll(Tile::Engine::kLoads)
+      for (int r = 0; r < Tile::kRows; r += kRowsAtOnce) {
+        if (Tile::kRows % kRowsAtOnce != 0 && first + r >= Tile::kRows) break;
+        Pointer from = row(first + r);
+        copy_16_bytes(tile.at(first + r, c), from + column + c, from != nullptr && left > 0);
       }
       return;
     }
   }
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < kCount; i += kTileThreads) {
-    const int r = i / kPieces, c = i % kPieces * 8;
-    const int left = end - (column + c);
-    Pointer from = row(r);
+  for (int r = 0; r < Tile::kRows; r += kRowsAtOnce) {
+    if (Tile::kRows % kRowsAtOnce != 0 && first + r >= Tile::kRows) break;
+    Pointer from = row(first + r);
     float values[8] = {};
     if (from != nullptr && left > 0) {
       from += column + c;
@@ -210,7 +209,7 @@ __device__ void load_tile(const Tile& tile, const Rows& row, int column, int end
         for (int j = 0; j < 8; ++j) values[j] = j < left ? to_float(from[j]) : 0.0F;
       }
     }
-    write_8(tile, r, c, values);
+    write_8(tile, first + r, c, values);
   }
 }
 
@@ -308,9 +307,9 @@ __device__ uint64_t descriptor(const Operand& operand, int i, int k) {
   XMPLUG_TEN("") XMPLUG_TEN("1") XMPLUG_TEN("2") XMPLUG_TEN("3") XMPLUG_TEN("4") XMPLUG_TEN("5") "%60, %61, %62, %63"
 #define XMPLUG_128_REGISTERS                                                                                      \
   XMPLUG_TEN("")                                                                                                  \
-  XMPLUG_TEN("1") XMPLUG_TEN("2") XMPLUG_TEN("3") XMPLUG_TEN("4") XMPLUG_TEN("5") XMPLUG_TEN("6") XMPLUG_TEN("7") \
-      XMPLUG_TEN("8") XMPLUG_TEN("9") XMPLUG_TEN("10")                                                            \
-          XMPLUG_TEN("11") "%120, %121, %122, %123, %124, %125, %126, %127"
+  XMPLUG_TEN("1")                                                                                                 \
+  XMPLUG_TEN("2") XMPLUG_TEN("3") XMPLUG_TEN("4") XMPLUG_TEN("5") XMPLUG_TEN("6") XMPLUG_TEN("7") XMPLUG_TEN("8") \
+      XMPLUG_TEN("9") XMPLUG_TEN("10") XMPLUG_TEN("11") "%120, %121, %122, %123, %124, %125, %126, %127"
 #define XMPLUG_SUMS(n) "+f"(sums[n][0]), "+f"(sums[n][1]), "+f"(sums[n][2]), "+f"(sums[n][3])
 #define XMPLUG_4_SUMS(n) XMPLUG_SUMS(n), XMPLUG_SUMS(n + 1), XMPLUG_SUMS(n + 2), XMPLUG_SUMS(n + 3)
 #define XMPLUG_16_SUMS(n) XMPLUG_4_SUMS(n), XMPLUG_4_SUMS(n + 4), XMPLUG_4_SUMS(n + 8), XMPLUG_4_SUMS(n + 12)
@@ -554,7 +553,7 @@ __device__ void pipeline(char* memory, int count, int stage_bytes, const Load& l
   constexpr int kLate = Engine::kWarpgroups ? 1 : 0, kAhead = kStages - 1 - kLate;
   static_assert(kAhead > 0);
   __syncthreads();
-#pragma unroll
+#pragma unroll 1
   for (int stage = 0; stage < kAhead; ++stage) {
     if (stage < count) load(memory + stage * stage_bytes, stage);
     end_group();
@@ -567,16 +566,14 @@ __device__ void pipeline(char* memory, int count, int stage_bytes, const Load& l
 #pragma unroll 1
   for (int i = 0; i < count; ++i) {
     wait_for_groups<kAhead - 1>();
-    if constexpr (Engine::kWarpgroups) {
-      wait_for_products<kLate>();
-      show_to_wgmma();
-    }
+    if constexpr (Engine::kWarpgroups) show_to_wgmma();
     __syncthreads();  // what all threads loaded is there, and nobody uses the stage that is filled next
     if constexpr (Engine::kWarpgroups) {
       begin_products();
       use(memory + i % kStages * stage_bytes, i);
       end_products();
       load_next(i);
+      wait_for_products<kLate>();
     } else {
       load_next(i);
       use(memory + i % kStages * stage_bytes, i);

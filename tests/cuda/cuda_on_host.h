@@ -173,12 +173,13 @@ class Block {
     }
   }
 
-  // Copies to shared memory are made no sooner than their thread waits for them.
-  void copy_later(void* to, const void* from, size_t bytes) {
-    if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0) {
+  // Copies to shared memory, of the first `there` bytes and zeros after them, are made no sooner than their thread
+  // waits.
+  void copy_later(void* to, const void* from, size_t there, size_t bytes) {
+    if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || (there > 0 && reinterpret_cast<uintptr_t>(from) % bytes != 0)) {
       throw std::logic_error("CUDA on the host: a copy that is not on its border");
     }
-    fibers_[current_].copies.push_back({to, from, bytes, fibers_[current_].groups});
+    fibers_[current_].copies.push_back({to, from, there, bytes, fibers_[current_].groups});
   }
   void end_group() { ++fibers_[current_].groups; }
   void wait_for_groups(uint64_t left) {
@@ -186,8 +187,9 @@ class Block {
     size_t done = 0;
     while (done < self.copies.size() && self.copies[done].group + left < self.groups) {
       self.shows = false;
-      std::memcpy(self.copies[done].to, self.copies[done].from, self.copies[done].bytes);
-      ++done;
+      const Copy& copy = self.copies[done++];
+      std::memcpy(copy.to, copy.from, copy.there);
+      std::memset(static_cast<char*>(copy.to) + copy.there, 0, copy.bytes - copy.there);
     }
     self.copies.erase(self.copies.begin(), self.copies.begin() + static_cast<std::ptrdiff_t>(done));
   }
@@ -326,7 +328,7 @@ class Block {
   struct Copy {
     void* to;
     const void* from;
-    size_t bytes;
+    size_t there, bytes;
     uint64_t group;
   };
   struct Fiber {
