@@ -6,7 +6,7 @@ The environment variable XMPLUG_BUILD says what to compile:
     cuda  the CPU and the CUDA kernels; an error where they cannot be built
     none  nothing
 XMPLUG_CUDA_ARCHITECTURES names the GPUs to compile for, as nvcc does after sm_, and newer ones take the last of them;
-the default is "75 80 90a 100".
+the default is "75 80 90a 100". An H100 or H200 is 90a, whose kernels plain 90 does not have: that is an error.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from gpu_clock import in_turn, peak_bytes, product_rate
 from test_label_attention import AMAZON670K, EURLEX, MEDIUM, PEERS, Case, Inputs, inputs, ours
 
 from xmplug import ops
+from xmplug.ops import native
 
 
 def call_of(form: Callable[[Inputs], torch.Tensor], given: Inputs) -> Callable[[], Any]:
@@ -23,6 +25,30 @@ def call_of(form: Callable[[Inputs], torch.Tensor], given: Inputs) -> Callable[[
         return out, *torch.autograd.grad(out, (given.states, given.queries), given.upstream)
 
     return call
+
+
+@contextmanager
+def as_on_8_0() -> Iterator[None]:
+    """Makes a GPU of compute capability 9.0 take mma.sync, in place of wgmma."""
+    there = native.gpu
+    native.gpu = lambda tensor: (found := there(tensor)) and replace(found, capability=(8, 0))
+    try:
+        yield
+    finally:
+        native.gpu = there
+
+
+def peers(given: Inputs) -> dict[str, Callable[[], Any]]:
+    """What is measured beside ours."""
+    found = {peer: call_of(form, given) for peer, form in PEERS.items() if peer != MEDIUM}
+    if torch.cuda.get_device_capability() == (9, 0):
+
+        def with_mma() -> Any:
+            with as_on_8_0():
+                return call_of(ours, given)()
+
+        found["xmplug with mma.sync"] = with_mma
+    return found
 
 
 def rows() -> list[dict[str, Any]]:
@@ -39,12 +65,10 @@ def rows() -> list[dict[str, Any]]:
 
             call = call_of(ours, given)
             our_bytes = peak_bytes(call)
-            for peer, form in PEERS.items():
-                if peer == MEDIUM:
-                    continue
+            for peer, theirs in peers(given).items():
                 try:
-                    their_bytes = peak_bytes(call_of(form, given))
-                    our_ms, peer_ms = in_turn(call, call_of(form, given), rounds=10)
+                    their_bytes = peak_bytes(theirs)
+                    our_ms, peer_ms = in_turn(call, theirs, rounds=10)
                 except Exception as error:  # of the peer: the other rows are worth having
                     note = f"{type(error).__name__}: {error}".splitlines()[0][:80]
                     found.append({"operation": "label_attention", "shape": str(case), "peer": peer, "note": note})

@@ -21,11 +21,10 @@ namespace xmplug::cuda {
 
 constexpr unsigned kAllLanes = 0xffffffffU;
 
-// Threads of a block, all of which call it, get the same memory: as much as the launch asked for, on a border of
-// 1024 bytes.
+// Threads of a block, all of which call it, get the same memory: as much as the launch asked for, on a 128-byte border.
 __device__ inline char* dynamic_shared() {
 #ifdef __CUDACC__
-  extern __shared__ __align__(1024) char memory[];
+  extern __shared__ __align__(128) char memory[];
   return memory;
 #else
   return cuda_on_host::Block::current_block->shared();

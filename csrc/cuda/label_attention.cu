@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kTileThreads, blocks_at_once<Engine>())
     const int length = in.lengths[text], size = static_cast<int>(in.size);
 
     __shared__ Labels<Engine> of;
-    char* stages = dynamic_shared();
+    char* stages = tile_memory();
     const auto weights = [&](int block) {
       return typename Memory::Weights(stages + Memory::kStages + block * Memory::Weights::kBytes);
     };

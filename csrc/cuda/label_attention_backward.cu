@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
 
     Sums<Engine, kTall, kSquare> scores, change;
     pipeline<Engine::kStages>(
-        dynamic_shared(), parts(size, kDepth), Memory::kStage,
+        tile_memory(), parts(size, kDepth), Memory::kStage,
         [&](char* stage, int i) {
           load_tile(typename Memory::Labels(stage), query, i * kDepth, size, pieces);
           load_tile(
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     for (int which = 0; which < 2; ++which) {
       const Element* left = (which == 0 ? wave.attention : wave.change) + slot * wave.padded * wave.tokens;
       pipeline<Engine::kStages>(
-          dynamic_shared(), steps, Memory::kStage,
+          tile_memory(), steps, Memory::kStage,
           [&](char* stage, int i) {
             const int first = i * kDepth, rows = candidates - first < kDepth ? candidates - first : kDepth;
             load_tile(typename Memory::Scores(stage), Rows<Element>{left + first * wave.tokens, wave.tokens, rows},
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
       const int length = in.lengths[wave.text + slot];
       const Element* change = wave.change + (static_cast<int64_t>(slot) * wave.padded + first) * wave.tokens;
       pipeline<Engine::kStages>(
-          dynamic_shared(), parts(length, kDepth), Memory::kStage,
+          tile_memory(), parts(length, kDepth), Memory::kStage,
           [&](char* stage, int i) {
             load_tile(
                 typename Memory::Scores(stage), [&](int row) { return change + row * wave.tokens; }, i * kDepth,

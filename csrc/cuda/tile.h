@@ -93,6 +93,16 @@ struct Tile {
   }
 };
 
+// As dynamic_shared, on a border of 1024 bytes, which tiles for wgmma need.
+__device__ inline char* tile_memory() {
+#ifdef __CUDACC__
+  extern __shared__ __align__(1024) char tiles[];
+  return tiles;
+#else
+  return cuda_on_host::Block::current_block->shared();
+#endif
+}
+
 // The address of something in shared memory, in the window of the block.
 __device__ inline uint32_t shared_address(const void* pointer) {
 #ifdef __CUDACC__
@@ -308,8 +318,9 @@ __device__ uint64_t descriptor(const Operand& operand, int i, int k) {
 #define XMPLUG_128_REGISTERS                                                                                      \
   XMPLUG_TEN("")                                                                                                  \
   XMPLUG_TEN("1")                                                                                                 \
-  XMPLUG_TEN("2") XMPLUG_TEN("3") XMPLUG_TEN("4") XMPLUG_TEN("5") XMPLUG_TEN("6") XMPLUG_TEN("7") XMPLUG_TEN("8") \
-      XMPLUG_TEN("9") XMPLUG_TEN("10") XMPLUG_TEN("11") "%120, %121, %122, %123, %124, %125, %126, %127"
+  XMPLUG_TEN("2")                                                                                                 \
+  XMPLUG_TEN("3") XMPLUG_TEN("4") XMPLUG_TEN("5") XMPLUG_TEN("6") XMPLUG_TEN("7") XMPLUG_TEN("8") XMPLUG_TEN("9") \
+      XMPLUG_TEN("10") XMPLUG_TEN("11") "%120, %121, %122, %123, %124, %125, %126, %127"
 #define XMPLUG_SUMS(n) "+f"(sums[n][0]), "+f"(sums[n][1]), "+f"(sums[n][2]), "+f"(sums[n][3])
 #define XMPLUG_4_SUMS(n) XMPLUG_SUMS(n), XMPLUG_SUMS(n + 1), XMPLUG_SUMS(n + 2), XMPLUG_SUMS(n + 3)
 #define XMPLUG_16_SUMS(n) XMPLUG_4_SUMS(n), XMPLUG_4_SUMS(n + 4), XMPLUG_4_SUMS(n + 8), XMPLUG_4_SUMS(n + 12)
@@ -552,6 +563,7 @@ __device__ void pipeline(char* memory, int count, int stage_bytes, const Load& l
   // the last product, but of the one before it.
   constexpr int kLate = Engine::kWarpgroups ? 1 : 0, kAhead = kStages - 1 - kLate;
   static_assert(kAhead > 0);
+  if (Engine::kWarpgroups && shared_address(memory) % 1024 != 0) __trap();
   __syncthreads();
 #pragma unroll 1
   for (int stage = 0; stage < kAhead; ++stage) {

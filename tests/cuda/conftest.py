@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,7 +76,11 @@ class Host(native.Gpu):
         return getattr(self.module, name)(*arguments, 0)
 
 
+IS_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 GPU = pytest.param("gpu", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
+GPU_AS_8_0 = pytest.param(
+    "gpu as 8.0", marks=[pytest.mark.cuda, pytest.mark.skipif(not IS_HOPPER, reason="no 9.0 GPU")]
+)
 
 
 @pytest.fixture(scope="session", params=["host", GPU])
@@ -90,17 +95,22 @@ def tile_products(request: pytest.FixtureRequest) -> tuple[ModuleType, torch.dev
     return compiled("tiles_on_gpu", TILES, f"{nvcc} {flags}", nvcc), torch.device("cuda")
 
 
-@pytest.fixture(params=[(7, 5), (8, 0), (9, 0), GPU], ids=str)
+@pytest.fixture(params=[(7, 5), (8, 0), (9, 0), GPU, GPU_AS_8_0], ids=str)
 def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> native.Gpu:
-    """Runs a test with the CUDA kernels: on the host, for each kind of GPU that they know, and on a GPU.
+    """Runs a test with the CUDA kernels: on the host, for each kind of GPU that they know, and on a GPU, where one of
+    compute capability 9.0 also takes what it would for 8.0.
 
     Tensors on the `device` of what it returns go through them.
     """
-    if request.param == "gpu":
+    if request.param in ("gpu", "gpu as 8.0"):
         monkeypatch.setenv("XMPLUG_KERNELS", "native")
         gpu = native.gpu(torch.empty(0, device="cuda"))
         assert gpu is not None
-        return gpu
+        if request.param == "gpu":
+            return gpu
+        older = replace(gpu, capability=(8, 0))
+        monkeypatch.setattr(native, "gpu", lambda tensor: older if tensor.device.type == "cuda" else None)
+        return older
     host = Host(request.getfixturevalue("cuda_on_host"), torch.device("cpu"), request.param)
     monkeypatch.setattr(native, "cpu", lambda: None)
     monkeypatch.setattr(native, "gpu", lambda tensor: host)

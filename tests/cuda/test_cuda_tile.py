@@ -7,8 +7,12 @@ from types import ModuleType
 import pytest
 import torch
 
-SHAPES = {"mma_bfloat16": [(64, 256), (128, 128)], "mma_float16": [(64, 256)]}
-SHAPES |= dict.fromkeys(("wgmma_bfloat16", "wgmma_float16"), [(128, 256), (128, 128)])
+SHAPES = {
+    "mma_bfloat16": [(64, 256), (128, 128)],
+    "mma_float16": [(64, 256)],
+    "wgmma_bfloat16": [(128, 256), (128, 128)],
+    "wgmma_float16": [(128, 256), (128, 128)],
+}
 
 
 @pytest.mark.parametrize("depth", [8, 40, 200, 61])
@@ -39,7 +43,7 @@ def test_products_are_exact(
 
 
 @pytest.mark.parametrize(
-    "rule,message",
+    ("rule", "message"),
     [
         (1, "fence.proxy.async and barrier"),  # the fence after the barrier
         (2, "fence.proxy.async and barrier"),  # without it

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
         load_tile(tile, Rows<Element>{from, depth, width}, i * kDepth, depth, depth % 8 == 0);
       }
     };
-    char* stages = dynamic_shared();
+    char* stages = tile_memory();
     const Held held(stages + Engine::kStages * kStage);
     Sums<Engine, kRows, kColumns> sums;
     if constexpr (kHeld) {
@@ -89,8 +89,8 @@ void add(pybind11::module_& module, const std::string& name) {
 // What wgmma does not allow, one at a time, each of which the emulation has to notice; 0 is as it should be.
 __global__ void break_a_rule(int rule) {
   using Engine = Wgmma<BFloat16>;
-  const Tile<Engine, 128, 32> left(dynamic_shared());
-  const Tile<Engine, 32, 256> right(dynamic_shared() + left.kBytes);
+  const Tile<Engine, 128, 32> left(tile_memory());
+  const Tile<Engine, 32, 256> right(tile_memory() + left.kBytes);
   const auto thread = static_cast<int>(threadIdx.x);
   const float one[8] = {1, 1, 1, 1, 1, 1, 1, 1};
   for (int i = thread; i < 128 * 4; i += kTileThreads) write_8(left, i / 4, i % 4 * 8, one);
