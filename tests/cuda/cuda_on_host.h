@@ -173,12 +173,13 @@ class Block {
     }
   }
 
-  // Copies to shared memory, of the first `there` bytes and zeros after them, are made no sooner than their thread
-  // waits.
+  // Copies to shared memory, of the first `there` bytes and zeros after them, are made no sooner than their thread waits;
+  // until then, there are NaN.
   void copy_later(void* to, const void* from, size_t there, size_t bytes) {
     if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || (there > 0 && reinterpret_cast<uintptr_t>(from) % bytes != 0)) {
       throw std::logic_error("CUDA on the host: a copy that is not on its border");
     }
+    std::memset(to, 0xff, bytes);
     fibers_[current_].copies.push_back({to, from, there, bytes, fibers_[current_].groups});
   }
   void end_group() { ++fibers_[current_].groups; }
