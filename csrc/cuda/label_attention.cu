@@ -61,18 +61,24 @@ __device__ void write_views(Sums<Engine, Engine::kTall, Engine::kWide>& sums, T*
   const bool pairs = in.size % 2 == 0;  // and then every row begins on a border of two elements
   const auto rows = static_cast<int>(in.width - first < Engine::kTall ? in.width - first : Engine::kTall);
   const int columns = static_cast<int>(in.size) - from;
-  sums.each([&](int row, int column, float& a, float& b) {
-    if (row >= rows || column >= columns) return;
-    T* to = views + row * in.size + column;
+  sums.each_row([&](int row, const auto& of_row) {
+    if (row >= rows) return;
+    T* to = views + row * in.size;
     // A factor of 0 is for views of nothing, whose sums may be anything.
     const float by = factor(row);
-    a = by == 0.0F ? 0.0F : a * by;
-    b = by == 0.0F ? 0.0F : b * by;
+    of_row([&](int, float& a, float& b) {
+      a = by == 0.0F ? 0.0F : a * by;
+      b = by == 0.0F ? 0.0F : b * by;
+    });
     if (pairs) {
-      write_2(to, a, b);
+      of_row([&](int column, float& a, float& b) {
+        if (column < columns) write_2(to + column, a, b);
+      });
     } else {
-      to[0] = from_float<T>(a);
-      if (column + 1 < columns) to[1] = from_float<T>(b);
+      of_row([&](int column, float& a, float& b) {
+        if (column < columns) to[column] = from_float<T>(a);
+        if (column + 1 < columns) to[column + 1] = from_float<T>(b);
+      });
     }
   });
 }
@@ -83,11 +89,14 @@ __device__ void add_partial(Sums<Engine, Engine::kTall, Engine::kWide>& sums, co
                             const AttentionInput& in, int64_t first, int from, const Factor& factor) {
   const auto rows = static_cast<int>(in.width - first < Engine::kTall ? in.width - first : Engine::kTall);
   const int columns = static_cast<int>(in.size) - from;
-  sums.each([&](int row, int column, float& a, float& b) {
-    if (row >= rows || column >= columns) return;
+  sums.each_row([&](int row, const auto& of_row) {
+    if (row >= rows) return;
+    const float* before = partial + row * in.size;
     const float by = factor(row);
-    a += partial[row * in.size + column] * by;
-    if (column + 1 < columns) b += partial[row * in.size + column + 1] * by;
+    of_row([&](int column, float& a, float& b) {
+      if (column < columns) a += before[column] * by;
+      if (column + 1 < columns) b += before[column + 1] * by;
+    });
   });
 }
 
@@ -97,7 +106,9 @@ struct AttendMemory {  // of a block of `attend`
   using Tokens = Tile<Engine, Engine::kWide, Engine::kDepth>;
   using Columns = Tile<Engine, Engine::kDepth, Engine::kWide>;  // of the states
   using Weights = Tile<Engine, Engine::kTall, Engine::kWide>;   // of one block of tokens
-  static constexpr int kStage = Queries::kBytes + Tokens::kBytes, kStages = Engine::kStages * kStage;
+  using Scores = Pipeline<Engine, Engine::kStages, Queries::kBytes + Tokens::kBytes>;
+  static constexpr int kStages = Engine::kStages * (Queries::kBytes + Tokens::kBytes);
+  using Views = Pipeline<Engine, kStages / Columns::kBytes, Columns::kBytes>;
 
   static size_t bytes(int turn_tokens) {
     return kStages + static_cast<size_t>(turn_tokens / Engine::kWide) * Weights::kBytes;
@@ -134,26 +145,38 @@ __global__ void __launch_bounds__(kTileThreads, blocks_at_once<Engine>())
     const bool pieces = in_pieces(static_cast<const State*>(in.states), in.size) && in_pieces(query.table, in.size);
 
     for (int turn = 0; turn == 0 || turn < length; turn += turn_tokens) {
-      const int blocks = parts(length - turn < turn_tokens ? length - turn : turn_tokens, kWide);
+      const int here = length - turn < turn_tokens ? length - turn : turn_tokens, blocks = parts(here, kWide);
+      const auto load_scores = [&](char* stage, int block, int i) {
+        load_tile(typename Memory::Queries(stage), query, i * kDepth, size, pieces);
+        load_tile(typename Memory::Tokens(stage + Memory::Queries::kBytes),
+                  token_rows<State>(in, text, length, turn + block * kWide), i * kDepth, size, pieces);
+      };
+      const auto load_views = [&](char* stage, int from, int i) {
+        load_tile(typename Memory::Columns(stage), token_rows<State>(in, text, length, turn + i * kDepth), from, size,
+                  pieces);
+      };
+      const int score_steps = parts(size, kDepth), view_steps = parts(here, kDepth);
 
-      // Scores, and from them weights = exp(score - largest so far).
+      // Scores, and from them weights = exp(score - largest so far). What comes next is loaded meanwhile.
+      if (blocks > 0) Memory::Scores::start(stages, score_steps, [&](char* stage, int i) { load_scores(stage, 0, i); });
       for (int block = 0; block < blocks; ++block) {
-        const auto token = token_rows<State>(in, text, length, turn + block * kWide);
         Sums<Engine, kTall, kWide> scores;
-        pipeline<Engine::kStages>(
-            stages, parts(size, kDepth), Memory::kStage,
-            [&](char* stage, int i) {
-              load_tile(typename Memory::Queries(stage), query, i * kDepth, size, pieces);
-              load_tile(typename Memory::Tokens(stage + Memory::Queries::kBytes), token, i * kDepth, size, pieces);
-            },
+        Memory::Scores::run(
+            stages, 0, score_steps, score_steps, [&](char* stage, int i) { load_scores(stage, block, i); },
             [&](char* stage, int) {
               scores.add_product(depth_across(typename Memory::Queries(stage)), 0,
                                  depth_across(typename Memory::Tokens(stage + Memory::Queries::kBytes)));
             },
             scores);
+        if (block + 1 < blocks) {
+          Memory::Scores::start(stages, score_steps, [&](char* stage, int i) { load_scores(stage, block + 1, i); });
+        } else {
+          Memory::Views::start(stages, view_steps, [&](char* stage, int i) { load_views(stage, 0, i); });
+        }
+        const int tokens = here - block * kWide;
         scores.each([&](int, int column, float& a, float& b) {
-          if (column >= token.count) a = -INFINITY;
-          if (column + 1 >= token.count) b = -INFINITY;
+          if (column >= tokens) a = -INFINITY;
+          if (column + 1 >= tokens) b = -INFINITY;
         });
         scores.reduce_rows(
             -INFINITY, [](float a, float b) { return fmaxf(a, b); },
@@ -169,10 +192,13 @@ __global__ void __launch_bounds__(kTileThreads, blocks_at_once<Engine>())
         }
         __syncthreads();
         const auto weight = weights(block);
-        scores.each([&](int row, int column, float& a, float& b) {
-          a = expf(a - of.largest[row]);
-          b = expf(b - of.largest[row]);
-          write_2(weight.at(row, column), a, b);
+        scores.each_row([&](int row, const auto& of_row) {
+          const float largest = of.largest[row];
+          of_row([&](int column, float& a, float& b) {
+            a = exp_for<Engine>(a - largest);
+            b = exp_for<Engine>(b - largest);
+            write_2(weight.at(row, column), a, b);
+          });
         });
         scores.reduce_rows(
             0.0F, [](float a, float b) { return a + b; },
@@ -189,28 +215,28 @@ __global__ void __launch_bounds__(kTileThreads, blocks_at_once<Engine>())
       // at its time: what is there shrinks where the next has a larger one.
       const bool begun = turn > 0, ends = turn + turn_tokens >= length;
       for (int from = 0; from < size; from += kWide) {
+        constexpr int kSteps = kWide / kDepth;  // of a block
         Sums<Engine, kTall, kWide> view;
         for (int block = 0; block < blocks; ++block) {
           // At the first block too, where nothing is there: under a condition, wgmma would run one after the other.
-          view.each([&](int row, int, float& a, float& b) {
+          view.each_row([&](int row, const auto& of_row) {
             const float factor = of.shrinks(row, block, blocks);
-            a *= factor;
-            b *= factor;
+            of_row([&](int, float& a, float& b) {
+              a *= factor;
+              b *= factor;
+            });
           });
-          const int begin = turn + block * kWide;
-          const int here = length - begin < kWide ? length - begin : kWide;
-          constexpr int kStage = Memory::Columns::kBytes;
-          pipeline<Memory::kStages / kStage>(
-              stages, parts(here, kDepth), kStage,
+          const int end = block + 1 < blocks ? (block + 1) * kSteps : view_steps;
+          Memory::Views::run(
+              stages, block * kSteps, end, view_steps, [&](char* stage, int i) { load_views(stage, from, i); },
               [&](char* stage, int i) {
-                const auto token = token_rows<State>(in, text, length, begin + i * kDepth);
-                load_tile(typename Memory::Columns(stage), token, from, size, pieces);
-              },
-              [&](char* stage, int i) {
-                view.add_product(depth_across(weights(block)), i * kDepth, depth_down(typename Memory::Columns(stage)));
+                view.add_product(depth_across(weights(block)), i % kSteps * kDepth,
+                                 depth_down(typename Memory::Columns(stage)));
               },
               view);
         }
+        if (from + kWide < size)
+          Memory::Views::start(stages, view_steps, [&](char* stage, int i) { load_views(stage, from + kWide, i); });
         const auto first_view = (text * in.width + first) * in.size + from;
         if (begun) {
           add_partial(view, partial + first_view, in, first, from,

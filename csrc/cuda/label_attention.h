@@ -36,6 +36,12 @@ __device__ TokenRows<State> token_rows(const AttentionInput& in, int64_t text, i
           in.size, length - first};
 }
 
+// exp(x), for x of at most 0. What becomes a number of 16 bits needs no more than the device's own instruction gives.
+template <class Engine>
+__device__ float exp_for(float x) {
+  return sizeof(typename Engine::Element) == 2 ? __expf(x) : expf(x);
+}
+
 // The label of a text's candidate, or -1 for padding.
 __device__ inline int64_t label_of(const AttentionInput& in, int64_t text, int64_t candidate) {
   if (in.candidates == nullptr) return candidate < in.width ? candidate : -1;

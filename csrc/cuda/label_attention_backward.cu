@@ -54,7 +54,8 @@ template <class Engine>
 struct MakeScores {  // what a stage has
   using Labels = Tile<Engine, Engine::kTall, Engine::kDepth>;
   using Tokens = Tile<Engine, kSquare, Engine::kDepth>;
-  static constexpr int kStage = 2 * Labels::kBytes + Tokens::kBytes;
+  static constexpr int kStage = 2 * Labels::kBytes + Tokens::kBytes, kBytes = Engine::kStages * kStage;
+  using Products = Pipeline<Engine, Engine::kStages, kStage>;
 };
 
 // A and dA of kTall candidates and 128 tokens.
@@ -90,8 +91,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
                         in_pieces(grad, in.size);
 
     Sums<Engine, kTall, kSquare> scores, change;
-    pipeline<Engine::kStages>(
-        tile_memory(), parts(size, kDepth), Memory::kStage,
+    Memory::Products::start_and_run(
+        tile_memory(), parts(size, kDepth),
         [&](char* stage, int i) {
           load_tile(typename Memory::Labels(stage), query, i * kDepth, size, pieces);
           load_tile(
@@ -108,8 +109,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
         scores, change);
     const int64_t corner = (slot * wave.padded + first) * wave.tokens + begin;
     scores.each([&](int row, int column, float& a, float& b) {
-      a = column < token.count ? expf(a - log_sum[row]) : 0.0F;
-      b = column + 1 < token.count ? expf(b - log_sum[row]) : 0.0F;
+      a = column < token.count ? exp_for<Engine>(a - log_sum[row]) : 0.0F;
+      b = column + 1 < token.count ? exp_for<Engine>(b - log_sum[row]) : 0.0F;
       write_2(wave.attention + corner + row * wave.tokens + column, a, b);
     });
     change.each([&](int row, int column, float& a, float& b) {
@@ -124,7 +125,8 @@ template <class Engine>
 struct AddStates {
   using Scores = Tile<Engine, Engine::kDepth, kSquare>;
   using Labels = Tile<Engine, Engine::kDepth, kStateColumns<Engine>>;
-  static constexpr int kStage = Scores::kBytes + Labels::kBytes;
+  static constexpr int kStage = Scores::kBytes + Labels::kBytes, kBytes = Engine::kStages * kStage;
+  using Products = Pipeline<Engine, Engine::kStages, kStage>;
 };
 
 // dX of 128 tokens and kStateColumns columns: written, or, where the candidates come in several waves, added to `sums`.
@@ -152,8 +154,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     // A^T G, then dS^T Q. A and dS have a multiple of kDepth rows, whose last are not read.
     for (int which = 0; which < 2; ++which) {
       const Element* left = (which == 0 ? wave.attention : wave.change) + slot * wave.padded * wave.tokens;
-      pipeline<Engine::kStages>(
-          tile_memory(), steps, Memory::kStage,
+      Memory::Products::start_and_run(
+          tile_memory(), steps,
           [&](char* stage, int i) {
             const int first = i * kDepth, rows = candidates - first < kDepth ? candidates - first : kDepth;
             load_tile(typename Memory::Scores(stage), Rows<Element>{left + first * wave.tokens, wave.tokens, rows},
@@ -203,7 +205,8 @@ template <class Engine>
 struct MakeQueries {
   using Scores = Tile<Engine, Engine::kTall, Engine::kDepth>;
   using Tokens = Tile<Engine, Engine::kDepth, Engine::kWide>;
-  static constexpr int kStage = Scores::kBytes + Tokens::kBytes;
+  static constexpr int kStage = Scores::kBytes + Tokens::kBytes, kBytes = Engine::kStages * kStage;
+  using Products = Pipeline<Engine, Engine::kStages, kStage>;
 };
 
 // dQ of kTall candidates and kWide columns: with candidates, of one text, written to `parts_of_texts` (texts, width,
@@ -228,8 +231,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     for (int slot = whole ? 0 : block; slot < end; ++slot) {
       const int length = in.lengths[wave.text + slot];
       const Element* change = wave.change + (static_cast<int64_t>(slot) * wave.padded + first) * wave.tokens;
-      pipeline<Engine::kStages>(
-          tile_memory(), parts(length, kDepth), Memory::kStage,
+      Memory::Products::start_and_run(
+          tile_memory(), parts(length, kDepth),
           [&](char* stage, int i) {
             load_tile(
                 typename Memory::Scores(stage), [&](int row) { return change + row * wave.tokens; }, i * kDepth,
@@ -307,7 +310,6 @@ void label_attention_backward(const AttentionInput& in, const AttentionPlan& pla
     using Query = decltype(query);
     using Element = typename Engine::Element;
     const auto* upstream = static_cast<const State*>(grad);
-    constexpr size_t kStages = Engine::kStages;
     Wave<Element> wave;
     wave.attention = reinterpret_cast<Element*>(workspace);
     wave.change = reinterpret_cast<Element*>(workspace + plan.scores_bytes);
@@ -320,16 +322,16 @@ void label_attention_backward(const AttentionInput& in, const AttentionPlan& pla
         wave.padded = parts(wave.width, Engine::kTall) * Engine::kTall;
         const int64_t tiles = wave.padded / Engine::kTall;
         launch(make_scores<Engine, State, Query>, static_cast<unsigned>(wave.texts * tiles * (wave.tokens / kSquare)),
-               kTileThreads, kStages * MakeScores<Engine>::kStage, stream, in, wave, upstream, log_sums);
+               kTileThreads, MakeScores<Engine>::kBytes, stream, in, wave, upstream, log_sums);
         launch(finish_change<Element>, static_cast<unsigned>(parts(wave.texts * wave.padded, kTileThreads / 32)),
                kTileThreads, 0, stream, in, wave);
         launch(add_states<Engine, State, Query>,
                static_cast<unsigned>(wave.texts * (wave.tokens / kSquare) * parts(in.size, kStateColumns<Engine>)),
-               kTileThreads, kStages * AddStates<Engine>::kStage, stream, in, wave, upstream,
-               static_cast<State*>(grad_states), state_sums);
+               kTileThreads, AddStates<Engine>::kBytes, stream, in, wave, upstream, static_cast<State*>(grad_states),
+               state_sums);
         const int64_t turns = in.candidates == nullptr ? 1 : wave.texts;
         launch(make_queries<Engine, State>, static_cast<unsigned>(turns * tiles * parts(in.size, Engine::kWide)),
-               kTileThreads, kStages * MakeQueries<Engine>::kStage, stream, in, wave, grad_queries, parts_of_texts);
+               kTileThreads, MakeQueries<Engine>::kBytes, stream, in, wave, grad_queries, parts_of_texts);
       }
       if (in.candidates != nullptr) {
         const int64_t at = wave.text * in.width, count = wave.texts * in.width;

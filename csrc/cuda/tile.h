@@ -315,12 +315,13 @@ __device__ uint64_t descriptor(const Operand& operand, int i, int k) {
   "9, "
 #define XMPLUG_64_REGISTERS \
   XMPLUG_TEN("") XMPLUG_TEN("1") XMPLUG_TEN("2") XMPLUG_TEN("3") XMPLUG_TEN("4") XMPLUG_TEN("5") "%60, %61, %62, %63"
-#define XMPLUG_128_REGISTERS                                                                                      \
-  XMPLUG_TEN("")                                                                                                  \
-  XMPLUG_TEN("1")                                                                                                 \
-  XMPLUG_TEN("2")                                                                                                 \
-  XMPLUG_TEN("3") XMPLUG_TEN("4") XMPLUG_TEN("5") XMPLUG_TEN("6") XMPLUG_TEN("7") XMPLUG_TEN("8") XMPLUG_TEN("9") \
-      XMPLUG_TEN("10") XMPLUG_TEN("11") "%120, %121, %122, %123, %124, %125, %126, %127"
+#define XMPLUG_128_REGISTERS                                                                                       \
+  XMPLUG_TEN("")                                                                                                   \
+  XMPLUG_TEN("1")                                                                                                  \
+  XMPLUG_TEN("2")                                                                                                  \
+  XMPLUG_TEN("3")                                                                                                  \
+  XMPLUG_TEN("4") XMPLUG_TEN("5") XMPLUG_TEN("6") XMPLUG_TEN("7") XMPLUG_TEN("8") XMPLUG_TEN("9") XMPLUG_TEN("10") \
+      XMPLUG_TEN("11") "%120, %121, %122, %123, %124, %125, %126, %127"
 #define XMPLUG_SUMS(n) "+f"(sums[n][0]), "+f"(sums[n][1]), "+f"(sums[n][2]), "+f"(sums[n][3])
 #define XMPLUG_4_SUMS(n) XMPLUG_SUMS(n), XMPLUG_SUMS(n + 1), XMPLUG_SUMS(n + 2), XMPLUG_SUMS(n + 3)
 #define XMPLUG_16_SUMS(n) XMPLUG_4_SUMS(n), XMPLUG_4_SUMS(n + 4), XMPLUG_4_SUMS(n + 8), XMPLUG_4_SUMS(n + 12)
@@ -434,6 +435,24 @@ class Sums {
         const int column = column_ + 8 * n + lane % 4 * 2;
         f(row_ + 16 * m + lane / 4, column, sums_[m][n][0], sums_[m][n][1]);
         f(row_ + 16 * m + lane / 4 + 8, column, sums_[m][n][2], sums_[m][n][3]);
+      }
+    }
+  }
+
+  // f(row, columns) for each of the lane's rows, where columns(g) calls g(column, sum, next) for its sums.
+  template <class F>
+  __device__ void each_row(const F& f) {
+    const int lane = some_lane();
+#pragma unroll
+    for (int m = 0; m < kDown; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        f(row_ + 16 * m + lane / 4 + 8 * half, [&](const auto& g) {
+#pragma unroll
+          for (int n = 0; n < kAcross; ++n) {
+            g(column_ + 8 * n + lane % 4 * 2, sums_[m][n][2 * half], sums_[m][n][2 * half + 1]);
+          }
+        });
       }
     }
   }
@@ -554,47 +573,66 @@ class Sums {
   float sums_[kDown][kAcross][4];
 };
 
-// All threads: `load(memory, i)` puts what `use(memory, i)` needs into one stage of shared memory, while others are
-// used; `use` adds products to the sums. Begins and ends with all threads done with the memory.
-template <int kStages, class Load, class Use, class Engine, int kRows, int... kColumns>
-__device__ void pipeline(char* memory, int count, int stage_bytes, const Load& load, const Use& use,
-                         Sums<Engine, kRows, kColumns>&... sums) {
+// A pipeline of stages in shared memory, which all threads work at: `load(stage, i)` puts there what `use(stage, i)`
+// needs to add a product to sums, for i from 0 to `count`, while other stages are used.
+template <class Engine, int kStages, int kStageBytes>
+struct Pipeline {
   // How many products of wgmma go on while the next are asked for: then the stage that is filled next is not that of
   // the last product, but of the one before it.
-  constexpr int kLate = Engine::kWarpgroups ? 1 : 0, kAhead = kStages - 1 - kLate;
+  static constexpr int kLate = Engine::kWarpgroups ? 1 : 0, kAhead = kStages - 1 - kLate;
   static_assert(kAhead > 0);
-  if (Engine::kWarpgroups && shared_address(memory) % 1024 != 0) __trap();
-  __syncthreads();
+
+  // Begins to load. All threads are done with the memory.
+  template <class Load>
+  static __device__ void start(char* memory, int count, const Load& load) {
+    if (Engine::kWarpgroups && shared_address(memory) % 1024 != 0) __trap();
 #pragma unroll 1
-  for (int stage = 0; stage < kAhead; ++stage) {
-    if (stage < count) load(memory + stage * stage_bytes, stage);
-    end_group();
+    for (int i = 0; i < kAhead; ++i) load_stage(memory, i, count, load);
   }
-  (sums.pin(), ...);
-  const auto load_next = [&](int i) {
-    if (i + kAhead < count) load(memory + (i + kAhead) % kStages * stage_bytes, i + kAhead);
-    end_group();
-  };
+
+  // The products from `begin` to `end`, the next that are due. Ends with them made, and, after the last of all, with
+  // all threads done with the memory.
+  template <class Load, class Use, int kRows, int... kColumns>
+  static __device__ void run(char* memory, int begin, int end, int count, const Load& load, const Use& use,
+                             Sums<Engine, kRows, kColumns>&... sums) {
+    (sums.pin(), ...);
 #pragma unroll 1
-  for (int i = 0; i < count; ++i) {
-    wait_for_groups<kAhead - 1>();
-    if constexpr (Engine::kWarpgroups) show_to_wgmma();
-    __syncthreads();  // what all threads loaded is there, and nobody uses the stage that is filled next
-    if constexpr (Engine::kWarpgroups) {
-      begin_products();
-      use(memory + i % kStages * stage_bytes, i);
-      end_products();
-      load_next(i);
-      wait_for_products<kLate>();
-    } else {
-      load_next(i);
-      use(memory + i % kStages * stage_bytes, i);
+    for (int i = begin; i < end; ++i) {
+      wait_for_groups<kAhead - 1>();
+      if constexpr (Engine::kWarpgroups) show_to_wgmma();
+      __syncthreads();  // what all threads loaded is there, and nobody uses the stage that is filled next
+      if constexpr (Engine::kWarpgroups) {
+        begin_products();
+        use(memory + i % kStages * kStageBytes, i);
+        end_products();
+        load_stage(memory, i + kAhead, count, load);
+        wait_for_products<kLate>();
+      } else {
+        load_stage(memory, i + kAhead, count, load);
+        use(memory + i % kStages * kStageBytes, i);
+      }
+    }
+    if constexpr (Engine::kWarpgroups) wait_for_products<0>();
+    (sums.pin(), ...);
+    if (end == count) {
+      wait_for_groups<0>();
+      __syncthreads();
     }
   }
-  wait_for_groups<0>();
-  if constexpr (Engine::kWarpgroups) wait_for_products<0>();
-  (sums.pin(), ...);
-  __syncthreads();
-}
+
+  template <class Load, class Use, int kRows, int... kColumns>
+  static __device__ void start_and_run(char* memory, int count, const Load& load, const Use& use,
+                                       Sums<Engine, kRows, kColumns>&... sums) {
+    start(memory, count, load);
+    run(memory, 0, count, count, load, use, sums...);
+  }
+
+ private:
+  template <class Load>
+  static __device__ void load_stage(char* memory, int i, int count, const Load& load) {
+    if (i < count) load(memory + i % kStages * kStageBytes, i);
+    end_group();
+  }
+};
 
 }  // namespace xmplug::cuda

@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
         *held.at(i / 256, i % 256) = i % 256 < depth ? a[i / 256 * depth + i % 256] : Element{0};
       }
     }
-    pipeline<Engine::kStages>(
-        stages, parts(depth, kDepth), kStage,
+    Pipeline<Engine, Engine::kStages, kStage>::start_and_run(
+        stages, parts(depth, kDepth),
         [&](char* stage, int i) {
           if constexpr (!kHeld) load(Left(stage), a, kLeftDown, kRows, i);
           load(Right(stage + Left::kBytes), b, kRightDown, kColumns, i);
