@@ -86,7 +86,6 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     __syncthreads();
     const LabelRows<Query> query{static_cast<const Query*>(in.queries), label, in.size};
     const State* upstream = grad + (text * in.width + wave.first + first) * in.size;
-    const auto token = token_rows<State>(in, text, length, begin);
     const bool pieces = in_pieces(static_cast<const State*>(in.states), in.size) && in_pieces(query.table, in.size) &&
                         in_pieces(grad, in.size);
 
@@ -99,7 +98,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
               typename Memory::Labels(stage + Memory::Labels::kBytes),
               [&](int row) -> const State* { return label[row] < 0 ? nullptr : upstream + row * in.size; }, i* kDepth,
               size, pieces);
-          load_tile(typename Memory::Tokens(stage + 2 * Memory::Labels::kBytes), token, i * kDepth, size, pieces);
+          load_tile(typename Memory::Tokens(stage + 2 * Memory::Labels::kBytes),
+                    token_rows<State>(in, text, length, begin), i * kDepth, size, pieces);
         },
         [&](char* stage, int) {
           const auto states = depth_across(typename Memory::Tokens(stage + 2 * Memory::Labels::kBytes));
@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
         scores, change);
     const int64_t corner = (slot * wave.padded + first) * wave.tokens + begin;
     scores.each([&](int row, int column, float& a, float& b) {
-      a = column < token.count ? exp_for<Engine>(a - log_sum[row]) : 0.0F;
-      b = column + 1 < token.count ? exp_for<Engine>(b - log_sum[row]) : 0.0F;
+      a = begin + column < length ? exp_for<Engine>(a - log_sum[row]) : 0.0F;
+      b = begin + column + 1 < length ? exp_for<Engine>(b - log_sum[row]) : 0.0F;
       write_2(wave.attention + corner + row * wave.tokens + column, a, b);
     });
     change.each([&](int row, int column, float& a, float& b) {
