@@ -64,6 +64,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     make_scores(const AttentionInput in, const Wave<typename Engine::Element> wave, const State* grad,
                 const float* log_sums) {
   if constexpr (is_used_here<Engine, State>()) {
+    using Element = typename Engine::Element;
     using Memory = MakeScores<Engine>;
     constexpr int kDepth = Engine::kDepth, kTall = Engine::kTall;
     const auto across = static_cast<int>(wave.tokens / kSquare);
@@ -108,13 +109,19 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
         },
         scores, change);
     const int64_t corner = (slot * wave.padded + first) * wave.tokens + begin;
-    scores.each([&](int row, int column, float& a, float& b) {
-      a = begin + column < length ? exp_for<Engine>(a - log_sum[row]) : 0.0F;
-      b = begin + column + 1 < length ? exp_for<Engine>(b - log_sum[row]) : 0.0F;
-      write_2(wave.attention + corner + row * wave.tokens + column, a, b);
+    const int tokens = length - begin;
+    scores.each_row([&](int row, const auto& of_row) {
+      Element* to = wave.attention + corner + row * wave.tokens;
+      const float by = log_sum[row];
+      of_row([&](int column, float& a, float& b) {
+        a = column < tokens ? exp_for<Engine>(a - by) : 0.0F;
+        b = column + 1 < tokens ? exp_for<Engine>(b - by) : 0.0F;
+        write_2(to + column, a, b);
+      });
     });
-    change.each([&](int row, int column, float& a, float& b) {
-      write_2(wave.change + corner + row * wave.tokens + column, a, b);
+    change.each_row([&](int row, const auto& of_row) {
+      Element* to = wave.change + corner + row * wave.tokens;
+      of_row([&](int column, float& a, float& b) { write_2(to + column, a, b); });
     });
   } else {
     __trap();
