@@ -205,19 +205,25 @@ __device__ void load_tile(const Tile& tile, const Rows& row, int column, int end
       return;
     }
   }
+  if (pieces) {
+#pragma unroll(Tile::Engine::kLoads)
+    for (int r = 0; r < Tile::kRows; r += kRowsAtOnce) {
+      if (Tile::kRows % kRowsAtOnce != 0 && first + r >= Tile::kRows) break;
+      Pointer from = row(first + r);
+      float values[8] = {};
+      if (from != nullptr && left > 0) read_8(values, from + column + c);
+      write_8(tile, first + r, c, values);
+    }
+    return;
+  }
 #pragma unroll 1
   for (int r = 0; r < Tile::kRows; r += kRowsAtOnce) {
     if (Tile::kRows % kRowsAtOnce != 0 && first + r >= Tile::kRows) break;
     Pointer from = row(first + r);
     float values[8] = {};
     if (from != nullptr && left > 0) {
-      from += column + c;
-      if (pieces) {
-        read_8(values, from);
-      } else {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) values[j] = j < left ? to_float(from[j]) : 0.0F;
-      }
+      for (int j = 0; j < 8; ++j) values[j] = j < left ? to_float(from[column + c + j]) : 0.0F;
     }
     write_8(tile, first + r, c, values);
   }
@@ -315,12 +321,13 @@ __device__ uint64_t descriptor(const Operand& operand, int i, int k) {
   "9, "
 #define XMPLUG_64_REGISTERS \
   XMPLUG_TEN("") XMPLUG_TEN("1") XMPLUG_TEN("2") XMPLUG_TEN("3") XMPLUG_TEN("4") XMPLUG_TEN("5") "%60, %61, %62, %63"
-#define XMPLUG_128_REGISTERS                                                                                       \
-  XMPLUG_TEN("")                                                                                                   \
-  XMPLUG_TEN("1")                                                                                                  \
-  XMPLUG_TEN("2")                                                                                                  \
-  XMPLUG_TEN("3")                                                                                                  \
-  XMPLUG_TEN("4") XMPLUG_TEN("5") XMPLUG_TEN("6") XMPLUG_TEN("7") XMPLUG_TEN("8") XMPLUG_TEN("9") XMPLUG_TEN("10") \
+#define XMPLUG_128_REGISTERS                                                                       \
+  XMPLUG_TEN("")                                                                                   \
+  XMPLUG_TEN("1")                                                                                  \
+  XMPLUG_TEN("2")                                                                                  \
+  XMPLUG_TEN("3")                                                                                  \
+  XMPLUG_TEN("4")                                                                                  \
+  XMPLUG_TEN("5") XMPLUG_TEN("6") XMPLUG_TEN("7") XMPLUG_TEN("8") XMPLUG_TEN("9") XMPLUG_TEN("10") \
       XMPLUG_TEN("11") "%120, %121, %122, %123, %124, %125, %126, %127"
 #define XMPLUG_SUMS(n) "+f"(sums[n][0]), "+f"(sums[n][1]), "+f"(sums[n][2]), "+f"(sums[n][3])
 #define XMPLUG_4_SUMS(n) XMPLUG_SUMS(n), XMPLUG_SUMS(n + 1), XMPLUG_SUMS(n + 2), XMPLUG_SUMS(n + 3)
