@@ -18,7 +18,7 @@ major, minor = torch.cuda.get_device_capability()
 print(f"{major}{minor}" + ("a" if (major, minor) == (9, 0) else ""))')
 export XMPLUG_CUDA_ARCHITECTURES XMPLUG_BUILD=cuda XMPLUG_KERNELS=native PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 "$python" setup.py --quiet build_ext --inplace
-timeout 150 "$python" -m pytest -q -m cuda tests/cuda
+timeout 200 "$python" -m pytest -q -m cuda tests/cuda
 timeout 200 "$python" bench/gpu.py "$out"
 if ! command -v compute-sanitizer >/dev/null; then
 	echo "compute-sanitizer is not there: memory and races are not checked"

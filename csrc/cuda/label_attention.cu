@@ -235,8 +235,9 @@ __global__ void __launch_bounds__(kTileThreads, blocks_at_once<Engine>())
               },
               view);
         }
-        if (from + kWide < size)
+        if (from + kWide < size) {
           Memory::Views::start(stages, view_steps, [&](char* stage, int i) { load_views(stage, from + kWide, i); });
+        }
         const auto first_view = (text * in.width + first) * in.size + from;
         if (begun) {
           add_partial(view, partial + first_view, in, first, from,
@@ -264,8 +265,8 @@ __global__ void __launch_bounds__(kTileThreads, blocks_at_once<Engine>())
 template <class Engine>
 int turn_tokens(const AttentionInput& in) {
   using Memory = AttendMemory<Engine>;
-  const int64_t room =
-      shared_bytes_of_a_block() - static_cast<int64_t>(sizeof(Labels<Engine>)) - static_cast<int64_t>(Memory::bytes(0));
+  constexpr int64_t kStatic = parts<int64_t>(sizeof(Labels<Engine>), 1024) * 1024;  // before the border of the tiles
+  const int64_t room = shared_bytes_of_a_block() - kStatic - static_cast<int64_t>(Memory::bytes(0));
   const int64_t most = std::min<int64_t>(Labels<Engine>::kMostBlocks, room / Memory::Weights::kBytes);
   return static_cast<int>(std::max<int64_t>(1, std::min(most, parts(in.tokens, Engine::kWide)))) * Engine::kWide;
 }

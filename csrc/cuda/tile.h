@@ -312,23 +312,17 @@ __device__ uint64_t descriptor(const Operand& operand, int i, int k) {
   return (address & 0x3ffffU) >> 4 | kNextPanel << 16 | kNextLines << 32 | kSwizzling << 62;
 }
 
-// sums += a b, by the 128 threads of a warpgroup: a 64 x 16, b 16 x 8 kAcross, both in shared memory. Only what comes
-// between begin_products and end_products, and what was asked for there is there when wait_for_products says so: until
-// then nobody writes to the operands, and nothing touches the sums.
+// sums += a b, by the 128 threads of a warpgroup: a 64 x 16, b 16 x 8 kAcross, both in shared memory. Called
+// between begin_products and end_products. It is done when wait_for_products comes back: until then nobody writes to
+// the operands, and nothing touches the sums.
 #ifdef XMPLUG_WGMMA
 #define XMPLUG_TEN(tens)                                                                                               \
   "%" tens "0, %" tens "1, %" tens "2, %" tens "3, %" tens "4, %" tens "5, %" tens "6, %" tens "7, %" tens "8, %" tens \
   "9, "
-#define XMPLUG_64_REGISTERS \
-  XMPLUG_TEN("") XMPLUG_TEN("1") XMPLUG_TEN("2") XMPLUG_TEN("3") XMPLUG_TEN("4") XMPLUG_TEN("5") "%60, %61, %62, %63"
-#define XMPLUG_128_REGISTERS                                                                       \
-  XMPLUG_TEN("")                                                                                   \
-  XMPLUG_TEN("1")                                                                                  \
-  XMPLUG_TEN("2")                                                                                  \
-  XMPLUG_TEN("3")                                                                                  \
-  XMPLUG_TEN("4")                                                                                  \
-  XMPLUG_TEN("5") XMPLUG_TEN("6") XMPLUG_TEN("7") XMPLUG_TEN("8") XMPLUG_TEN("9") XMPLUG_TEN("10") \
-      XMPLUG_TEN("11") "%120, %121, %122, %123, %124, %125, %126, %127"
+#define XMPLUG_60 XMPLUG_TEN("") XMPLUG_TEN("1") XMPLUG_TEN("2") XMPLUG_TEN("3") XMPLUG_TEN("4") XMPLUG_TEN("5")
+#define XMPLUG_60_MORE XMPLUG_TEN("6") XMPLUG_TEN("7") XMPLUG_TEN("8") XMPLUG_TEN("9") XMPLUG_TEN("10") XMPLUG_TEN("11")
+#define XMPLUG_64_REGISTERS XMPLUG_60 "%60, %61, %62, %63"
+#define XMPLUG_128_REGISTERS XMPLUG_60 XMPLUG_60_MORE "%120, %121, %122, %123, %124, %125, %126, %127"
 #define XMPLUG_SUMS(n) "+f"(sums[n][0]), "+f"(sums[n][1]), "+f"(sums[n][2]), "+f"(sums[n][3])
 #define XMPLUG_4_SUMS(n) XMPLUG_SUMS(n), XMPLUG_SUMS(n + 1), XMPLUG_SUMS(n + 2), XMPLUG_SUMS(n + 3)
 #define XMPLUG_16_SUMS(n) XMPLUG_4_SUMS(n), XMPLUG_4_SUMS(n + 4), XMPLUG_4_SUMS(n + 8), XMPLUG_4_SUMS(n + 12)
@@ -361,6 +355,8 @@ __device__ void multiply_tiles(float (&sums)[kAcross][4], uint64_t a, uint64_t b
 }
 #ifdef XMPLUG_WGMMA
 #undef XMPLUG_TEN
+#undef XMPLUG_60
+#undef XMPLUG_60_MORE
 #undef XMPLUG_64_REGISTERS
 #undef XMPLUG_128_REGISTERS
 #undef XMPLUG_SUMS

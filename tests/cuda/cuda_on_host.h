@@ -173,8 +173,8 @@ class Block {
     }
   }
 
-  // Copies to shared memory, of the first `there` bytes and zeros after them, are made no sooner than their thread waits;
-  // until then, there are NaN.
+  // Copies to shared memory, of the first `there` bytes and zeros after them, are made no sooner than their thread
+  // waits; until then, there are NaN.
   void copy_later(void* to, const void* from, size_t there, size_t bytes) {
     if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || (there > 0 && reinterpret_cast<uintptr_t>(from) % bytes != 0)) {
       throw std::logic_error("CUDA on the host: a copy that is not on its border");
