@@ -158,38 +158,38 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     const auto* queries = static_cast<const Query*>(in.queries);
     const bool pieces = in_pieces(grad, in.size) && in_pieces(queries, in.size);
     Sums<Engine, kSquare, kColumns> sum;
-    // A^T G, then dS^T Q. A and dS have a multiple of kDepth rows, whose last are not read.
-    for (int which = 0; which < 2; ++which) {
-      const Element* left = (which == 0 ? wave.attention : wave.change) + slot * wave.padded * wave.tokens;
-      Memory::Products::start_and_run(
-          tile_memory(), steps,
-          [&](char* stage, int i) {
-            const int first = i * kDepth, rows = candidates - first < kDepth ? candidates - first : kDepth;
-            load_tile(typename Memory::Scores(stage), Rows<Element>{left + first * wave.tokens, wave.tokens, rows},
-                      begin, static_cast<int>(wave.tokens), true);
-            const typename Memory::Labels labels(stage + Memory::Scores::kBytes);
-            const auto label = [&](int row) { return row < rows ? label_of(in, text, wave.first + first + row) : -1; };
-            if (which == 0) {
-              const State* here = upstream + first * in.size;
-              load_tile(
-                  labels, [&](int row) -> const State* { return label(row) < 0 ? nullptr : here + row * in.size; },
-                  from, size, pieces);
-            } else {
-              load_tile(
-                  labels,
-                  [&](int row) -> const Query* {
-                    const int64_t of_row = label(row);
-                    return of_row < 0 ? nullptr : queries + of_row * in.size;
-                  },
-                  from, size, pieces);
-            }
-          },
-          [&](char* stage, int) {
-            sum.add_product(depth_down(typename Memory::Scores(stage)), 0,
-                            depth_down(typename Memory::Labels(stage + Memory::Scores::kBytes)));
-          },
-          sum);
-    }
+    // A^T G, then, in the same pipeline, dS^T Q. A and dS have a multiple of kDepth rows, whose last are not read.
+    Memory::Products::start_and_run(
+        tile_memory(), 2 * steps,
+        [&](char* stage, int i) {
+          const bool second = i >= steps;
+          const int first = (second ? i - steps : i) * kDepth;
+          const int rows = candidates - first < kDepth ? candidates - first : kDepth;
+          const Element* left = (second ? wave.change : wave.attention) + (slot * wave.padded + first) * wave.tokens;
+          load_tile(typename Memory::Scores(stage), Rows<Element>{left, wave.tokens, rows}, begin,
+                    static_cast<int>(wave.tokens), true);
+          const typename Memory::Labels labels(stage + Memory::Scores::kBytes);
+          const auto label = [&](int row) { return row < rows ? label_of(in, text, wave.first + first + row) : -1; };
+          if (second) {
+            load_tile(
+                labels,
+                [&](int row) -> const Query* {
+                  const int64_t of_row = label(row);
+                  return of_row < 0 ? nullptr : queries + of_row * in.size;
+                },
+                from, size, pieces);
+          } else {
+            const State* here = upstream + first * in.size;
+            load_tile(
+                labels, [&](int row) -> const State* { return label(row) < 0 ? nullptr : here + row * in.size; }, from,
+                size, pieces);
+          }
+        },
+        [&](char* stage, int) {
+          sum.add_product(depth_down(typename Memory::Scores(stage)), 0,
+                          depth_down(typename Memory::Labels(stage + Memory::Scores::kBytes)));
+        },
+        sum);
     const int32_t* token = in.token + text * in.tokens + begin;
     sum.each([&](int row, int column, float& a, float& b) {
       if (begin + row >= length || from + column >= size) return;
@@ -233,27 +233,32 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks<Engine>)
     const int block = static_cast<int>(blockIdx.x) / across / down;
     const bool whole = in.candidates == nullptr;
     Sums<Engine, kTall, kWide> sum;
+    // One pipeline for all texts: the steps of a text come after those of the one before, `begin` of them.
     const int end = whole ? static_cast<int>(wave.texts) : block + 1;
-#pragma unroll 1
-    for (int slot = whole ? 0 : block; slot < end; ++slot) {
-      const int length = in.lengths[wave.text + slot];
-      const Element* change = wave.change + (static_cast<int64_t>(slot) * wave.padded + first) * wave.tokens;
-      Memory::Products::start_and_run(
-          tile_memory(), parts(length, kDepth),
-          [&](char* stage, int i) {
-            load_tile(
-                typename Memory::Scores(stage), [&](int row) { return change + row * wave.tokens; }, i * kDepth,
-                static_cast<int>(wave.tokens), true);
-            load_tile(typename Memory::Tokens(stage + Memory::Scores::kBytes),
-                      token_rows<State>(in, wave.text + slot, length, i * kDepth), from, size,
-                      in_pieces(static_cast<const State*>(in.states), in.size));
-          },
-          [&](char* stage, int) {
-            sum.add_product(depth_across(typename Memory::Scores(stage)), 0,
-                            depth_down(typename Memory::Tokens(stage + Memory::Scores::kBytes)));
-          },
-          sum);
-    }
+    const auto steps_of = [&](int slot) { return parts(in.lengths[wave.text + slot], kDepth); };
+    int slot = whole ? 0 : block, begin = 0, steps = steps_of(slot), count = 0;
+    for (int each = slot; each < end; ++each) count += steps_of(each);
+    Memory::Products::start_and_run(
+        tile_memory(), count,
+        [&](char* stage, int i) {
+          while (i - begin >= steps) {
+            begin += steps;
+            steps = steps_of(++slot);
+          }
+          const int token = (i - begin) * kDepth;
+          const Element* change = wave.change + (static_cast<int64_t>(slot) * wave.padded + first) * wave.tokens;
+          load_tile(
+              typename Memory::Scores(stage), [&](int row) { return change + row * wave.tokens; }, token,
+              static_cast<int>(wave.tokens), true);
+          load_tile(typename Memory::Tokens(stage + Memory::Scores::kBytes),
+                    token_rows<State>(in, wave.text + slot, in.lengths[wave.text + slot], token), from, size,
+                    in_pieces(static_cast<const State*>(in.states), in.size));
+        },
+        [&](char* stage, int) {
+          sum.add_product(depth_across(typename Memory::Scores(stage)), 0,
+                          depth_down(typename Memory::Tokens(stage + Memory::Scores::kBytes)));
+        },
+        sum);
     const bool adds = in.candidates == nullptr;
     float* to = adds ? grad_queries + (wave.first + first) * in.size
                      : parts_of_texts + (static_cast<int64_t>(block) * wave.width + first) * in.size;

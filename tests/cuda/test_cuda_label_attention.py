@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -104,6 +105,23 @@ def test_several_tiles(on_gpu: native.Gpu, dtype: torch.dtype, size: tuple[int, 
 def test_float32_queries_with_narrow_states(on_gpu: native.Gpu, dtype: torch.dtype) -> None:
     states, mask, queries, candidates = example(on_gpu.device, 2, 20, 40, 60, 30)
     check((states.to(dtype), mask, queries * 0.2, candidates), ops.label_attention)
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_wgmma", "products"),
+    [
+        ((7, 5), True, 0),
+        ((8, 0), True, 1),
+        ((8, 9), True, 1),
+        ((9, 0), True, 2),
+        ((9, 0), False, 1),
+        ((10, 0), True, 1),
+    ],
+)
+def test_products_are_those_of_the_device(capability: tuple[int, int], has_wgmma: bool, products: int) -> None:
+    module = ModuleType("without kernels")
+    vars(module)["has_wgmma"] = has_wgmma
+    assert attention._products(native.Gpu(module, torch.device("cpu"), capability)) == products
 
 
 def test_long_texts_go_in_turns(on_gpu: native.Gpu) -> None:
