@@ -31,8 +31,9 @@ struct Wave {
   Element* change;     // dS, likewise
 };
 
-// Makes dS of dA, in place: a warp for each row. The sum is one of A and dA as they were rounded, so that dS sums to 0
-// as it should, which it would not with the usual G o views.
+// Makes dS of dA, in place: a warp for each row. What is subtracted is the mean of dA as it was rounded, by weights A
+// as they were rounded, which do not quite sum to 1: so dS sums to 0 as it should, which it would not with the usual G
+// o views, and dA may have any mean.
 template <class Element>
 __global__ void __launch_bounds__(kTileThreads) finish_change(const AttentionInput in, const Wave<Element> wave) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kTileThreads / 32) + threadIdx.x / 32;
@@ -40,13 +41,18 @@ __global__ void __launch_bounds__(kTileThreads) finish_change(const AttentionInp
   const int length = in.lengths[wave.text + row / wave.padded];
   const Element* attention = wave.attention + row * wave.tokens;
   Element* change = wave.change + row * wave.tokens;
-  float sum = 0.0F;
+  float sum = 0.0F, weights = 0.0F;
   for (int i = static_cast<int>(threadIdx.x) % 32; i < length; i += 32) {
     sum += to_float(attention[i]) * to_float(change[i]);
+    weights += to_float(attention[i]);
   }
-  for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(kAllLanes, sum, other);
+  for (int other = 16; other > 0; other /= 2) {
+    sum += __shfl_xor_sync(kAllLanes, sum, other);
+    weights += __shfl_xor_sync(kAllLanes, weights, other);
+  }
+  const float mean = weights > 0.0F ? sum / weights : 0.0F;  // a candidate that is padding has no weight
   for (int i = static_cast<int>(threadIdx.x) % 32; i < length; i += 32) {
-    change[i] = from_float<Element>(to_float(attention[i]) * (to_float(change[i]) - sum));
+    change[i] = from_float<Element>(to_float(attention[i]) * (to_float(change[i]) - mean));
   }
 }
 

@@ -62,9 +62,8 @@ def check(inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], function: Callab
     exact = results(eager, (states.double(), mask, queries.double(), candidates), grad.double())
     theirs = results(eager, inputs, grad)
     ours = results(function, inputs, grad)
-    # A result is rounded to its type, and made of sums over tokens and columns, whose roundings in float32 walk at
-    # random, and of exponentials of such sums.
-    floor = 2 * torch.finfo(torch.float32).eps * max(states.shape[1:]) ** 0.5
+    # A result is rounded to its type, and is a sum over tokens whose roundings in float32 walk at random.
+    floor = torch.finfo(torch.float32).eps * states.shape[1] ** 0.5
     if states.dtype != torch.float32:
         floor += torch.finfo(states.dtype).eps / 2
     for found, other, true in zip(ours, theirs, exact, strict=True):
@@ -85,7 +84,7 @@ def check(inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], function: Callab
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 1000),
 )
-@example_of(b=1, t=2, d=54, labels=1, c=None, dtype=torch.float32, seed=325)  # PyTorch has luck
+@example_of(b=1, t=2, d=54, labels=1, c=None, dtype=torch.float32, seed=325)  # weights that do not quite sum to 1
 def test_is_as_exact_as_pytorch(
     on_gpu: native.Gpu, b: int, t: int, d: int, labels: int, c: int | None, dtype: torch.dtype, seed: int
 ) -> None:
