@@ -48,7 +48,7 @@ PEERS: dict[str, Callable[..., tuple]] = {"torch topk": by_torch, "numpy": by_nu
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("threads", [None, pytest.param(1, marks=full)], ids=["", "1thread"])
+@pytest.mark.parametrize("threads", [None, 1], ids=["", "1thread"])
 @pytest.mark.parametrize("peer", ["native", "reference", *PEERS])
 def test_beam_step(compare: Callable[..., None], size: tuple[int, int, int], threads: int | None, peer: str) -> None:
     (texts, width, k), (logits, nodes, parents) = size, inputs(size)

@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <vector>
 
 #include "beam_kernels.h"
@@ -197,8 +199,8 @@ class DoubleRow {
 template <class Row, class Real>
 void step_rows(const Real* logits, const int64_t* nodes, const Real* parents, int64_t rows, int64_t width, int64_t k,
                Real* scores, int64_t* best, int64_t* columns, InstructionSet set, double nanoseconds, int threads) {
-  // A share is ten times what it takes to start and join a thread.
-  threads = useful_threads(rows, nanoseconds, threads, 2e5);
+  // A share is several times what it takes to wake a thread.
+  threads = useful_threads(rows, nanoseconds, threads, 5e4);
   std::vector<Row> workers(static_cast<size_t>(threads), Row(kernels_for<BeamKernels>(set), width, k));
   parallel_for(rows, 4, threads, [&](int worker, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {

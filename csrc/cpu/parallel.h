@@ -3,9 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 namespace xmplug {
 
@@ -17,28 +14,26 @@ inline int useful_threads(int64_t items, double nanoseconds, int threads, double
       1, static_cast<int>(std::min<double>({static_cast<double>(threads), shares, static_cast<double>(items)})));
 }
 
-// Calls body(worker, begin, end) over [0, items) in chunks of `chunk`, taken in turn by `threads` workers, of which the
-// caller is worker 0. Which worker gets which chunk is chance: a body's result must depend on the chunk alone.
-// Plain threads, not OpenMP: PyTorch brings its own OpenMP runtime, and two in one process fight for the cores.
+// Calls work(context, worker) at the same time for `threads` workers, or fewer where no more threads are to be had, and
+// waits for all. So `work` must be one that any of them can do alone.
+void with_workers(int threads, void (*work)(void* context, int worker), void* context);
+
+// Calls body(worker, begin, end) over [0, items) in chunks of `chunk`, taken in turn by `threads` workers. Which worker
+// gets which chunk is chance: a body's result must depend on the chunk alone.
 template <class Body>
 void parallel_for(int64_t items, int64_t chunk, int threads, const Body& body) {
-  std::atomic<int64_t> next{0};
-  const auto work = [&](int worker) {
+  struct Context {
+    int64_t items, chunk;
+    const Body& body;
+    std::atomic<int64_t> next;
+  } shared{items, chunk, body, {0}};
+  const auto work = [](void* context, int worker) {
+    auto& [items, chunk, body, next] = *static_cast<Context*>(context);
     for (int64_t begin; (begin = next.fetch_add(chunk)) < items;) {
       body(worker, begin, std::min(items, begin + chunk));
     }
   };
-  std::vector<std::thread> others;
-  others.reserve(static_cast<size_t>(threads));
-  for (int worker = 1; worker < threads; ++worker) {
-    try {
-      others.emplace_back(work, worker);
-    } catch (const std::system_error&) {
-      break;  // no more threads to be had: those that run share the work
-    }
-  }
-  work(0);
-  for (auto& thread : others) thread.join();
+  with_workers(threads, work, &shared);
 }
 
 }  // namespace xmplug

@@ -26,13 +26,35 @@ print(ops.ranking_metrics(np.array([[1]]), np.array([0, 1]), np.array([1]), ks=(
 """
 
 
+IN_A_FORKED_PROCESS = """
+import os, torch
+from xmplug import ops
+torch.set_num_threads(2)
+logits, parents = torch.randn(512, 1024).sort(dim=1).values, torch.rand(512, 1024)  # PyTorch's threads are at work
+nodes = torch.arange(1024).expand(512, 1024).contiguous()
+expected = ops.beam_step(logits, nodes, parents, 20)
+child = os.fork()
+if child == 0:
+    found = ops.beam_step(logits, nodes, parents, 20)
+    os._exit(not all(a.tolist() == b.tolist() for a, b in zip(expected, found)))
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
 def run(code: str, kernels: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
+        timeout=120,
         env=os.environ | {"XMPLUG_KERNELS": kernels},
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_threads_are_there_in_a_forked_process() -> None:
+    result = run(IN_A_FORKED_PROCESS, "auto")
+    assert result.returncode == 0, result.stderr
 
 
 def test_everything_works_where_nothing_was_compiled() -> None:
