@@ -14,11 +14,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from scipy.sparse import csr_matrix
 from sklearn.isotonic import IsotonicRegression
 
 import xmplug
 from xmplug.calibration import Calibration, Isotonic, Platt
+from xmplug.cli.calibrate import command as calibrate_command
 from xmplug.combination import align, highest, weighted_mean
 from xmplug.data import load_dataset
 from xmplug.evaluation import evaluate_run, rank_texts
@@ -367,3 +369,18 @@ def test_through_the_command_line(runs: list[Path], tmp_path: Path) -> None:
     assert [[found["label"] for found in row["labels"]] for row in rows] == [[p.label for p in row] for row in expected]
     assert rows[0]["labels"][0]["score"] == pytest.approx(expected[0][0].score, abs=1e-4)
     assert "not calibrated" in command("calibrate", "e", "--method", "none")
+
+
+@pytest.mark.parametrize(("after", "warns"), [(0.2, True), (0.05, False)])
+def test_calibrate_says_when_scores_became_worse(after: float, warns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {
+        "ranks": 5,
+        "documents": 60,
+        "before": {"Brier": 0.1, "ECE": 0.1},
+        "after": {"Brier": 0.09, "ECE": after},
+    }
+    made = SimpleNamespace(calibration=SimpleNamespace(figures=figures))
+    monkeypatch.setattr("xmplug.refinement.calibrate", lambda *arguments, **options: made)
+    result = CliRunner().invoke(calibrate_command, ["run"])
+    assert result.exit_code == 0, result.output
+    assert ("`xmplug calibrate run --method none`" in result.stderr) == warns

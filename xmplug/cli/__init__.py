@@ -20,7 +20,7 @@ _COMMANDS = {
     "demo": "train, measure and try AttentionXML on the bundled corpus",
     "data": "look at, check, convert and fetch corpora",
     "config": "print the full configuration of a run to be",
-    "plugins": "list, show and check plugins, or begin a new one",
+    "plugins": "what is installed; show or check one, or begin a new one",
     "info": "versions, devices and kernels in use",
 }
 

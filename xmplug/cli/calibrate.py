@@ -40,4 +40,10 @@ def command(run: str, method: str, data: str | None, data_format: str | None, pl
     click.echo(f"{'':<12}{'Brier':>8}{'ECE':>8}")
     for stage in ("before", "after"):
         click.echo(f"{stage:<12}{figures[stage]['Brier']:>8.4f}{figures[stage]['ECE']:>8.4f}")
+    if any(figures["after"][name] > figures["before"][name] for name in ("Brier", "ECE")):
+        click.echo(
+            f"warning: worse than before, perhaps for want of texts; more dev texts (--data) may help, and "
+            f"`xmplug calibrate {run} --method none` makes the scores what they were",
+            err=True,
+        )
     click.echo(f"next: xmplug evaluate {run}    or: xmplug predict {run} --input FILE")
